@@ -1,0 +1,109 @@
+// pyramid_pool: schema, checks, allocation, choice of the CPU or CUDA kernel.
+#include "pyramid_pool.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "checks.h"
+
+#ifdef PSPFAST_WITH_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace pspfast {
+namespace {
+
+PyramidPoolParams make_params(const char* op, int64_t batch, int64_t channels, int64_t height, int64_t width,
+                              at::IntArrayRef bins, bool channels_last, DType dtype) {
+  TORCH_CHECK_VALUE(height >= 1 && width >= 1, op, ": x: expected H and W of at least 1, got ", height, " and ", width);
+  TORCH_CHECK_VALUE(!bins.empty() && bins.size() <= kMaxLevels, op, ": bins: expected 1 to ", kMaxLevels,
+                    " levels, got ", bins.size());
+  int64_t axis_bins = 0;
+  for (const int64_t b : bins) {
+    TORCH_CHECK_VALUE(b >= 1 && b <= kMaxAxisBins, op, ": bins: expected each of 1 to ", kMaxAxisBins, ", got ", b);
+    axis_bins += b;
+  }
+  TORCH_CHECK_VALUE(axis_bins <= kMaxAxisBins, op, ": bins: expected a sum of at most ", kMaxAxisBins, ", got ",
+                    axis_bins);
+  return {batch, channels, height, width, channels_last, dtype,
+          make_pyramid_cells(height, width, bins.data(), static_cast<int>(bins.size()))};
+}
+
+at::Tensor empty_pooled(const PyramidPoolParams& p, const at::TensorOptions& options) {
+  return p.channels_last ? at::empty({p.batch, p.cells.bin_count, p.channels}, options).transpose(1, 2)
+                         : at::empty({p.batch, p.channels, p.cells.bin_count}, options);
+}
+
+at::Tensor pyramid_pool(const at::Tensor& x, at::IntArrayRef bins) {
+  constexpr auto op = "pyramid_pool";
+  TORCH_CHECK_VALUE(x.dim() == 4, op, ": x: expected [N, C, H, W], got shape ", x.sizes());
+  const DType dtype = check_dtype(op, "x", x);
+  const bool channels_last = is_channels_last(x);
+  const auto params = make_params(op, x.size(0), x.size(1), x.size(2), x.size(3), bins, channels_last, dtype);
+  const at::Tensor dense = channels_last ? x : x.contiguous();
+  at::Tensor pooled = empty_pooled(params, x.options());
+  if (pooled.numel() == 0) {
+    return pooled;
+  }
+#ifdef PSPFAST_WITH_CUDA
+  if (x.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(x.device());
+    C10_CUDA_CHECK(cuda::pyramid_pool(params, dense.const_data_ptr(), pooled.mutable_data_ptr(),
+                                      c10::cuda::getCurrentCUDAStream()));
+    return pooled;
+  }
+#endif
+  cpu::pyramid_pool(params, dense.const_data_ptr(), pooled.mutable_data_ptr());
+  return pooled;
+}
+
+at::Tensor pyramid_pool_backward(const at::Tensor& grad, at::IntArrayRef bins, int64_t height, int64_t width,
+                                 bool channels_last) {
+  constexpr auto op = "pyramid_pool_backward";
+  TORCH_CHECK_VALUE(grad.dim() == 3, op, ": grad: expected [N, C, S], got shape ", grad.sizes());
+  const DType dtype = check_dtype(op, "grad", grad);
+  const auto params = make_params(op, grad.size(0), grad.size(1), height, width, bins, channels_last, dtype);
+  TORCH_CHECK_VALUE(grad.size(2) == params.cells.bin_count, op, ": grad: expected S = ", params.cells.bin_count,
+                    " bins, got ", grad.size(2));
+  const at::Tensor dense = channels_last ? grad.transpose(1, 2).contiguous() : grad.contiguous();
+  at::Tensor grad_x = at::empty({params.batch, params.channels, height, width}, grad.options(),
+                                channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  if (grad_x.numel() == 0) {
+    return grad_x;
+  }
+#ifdef PSPFAST_WITH_CUDA
+  if (grad.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(grad.device());
+    C10_CUDA_CHECK(cuda::pyramid_pool_backward(params, dense.const_data_ptr(), grad_x.mutable_data_ptr(),
+                                               c10::cuda::getCurrentCUDAStream()));
+    return grad_x;
+  }
+#endif
+  cpu::pyramid_pool_backward(params, dense.const_data_ptr(), grad_x.mutable_data_ptr());
+  return grad_x;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pspfast, m) {
+  m.def("pyramid_pool(Tensor x, int[] bins) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def(
+      "pyramid_pool_backward(Tensor grad, int[] bins, SymInt height, SymInt width, bool channels_last) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(pspfast, CPU, m) {
+  m.impl("pyramid_pool", &pyramid_pool);
+  m.impl("pyramid_pool_backward", &pyramid_pool_backward);
+}
+
+#ifdef PSPFAST_WITH_CUDA
+TORCH_LIBRARY_IMPL(pspfast, CUDA, m) {
+  m.impl("pyramid_pool", &pyramid_pool);
+  m.impl("pyramid_pool_backward", &pyramid_pool_backward);
+}
+#endif
+
+}  // namespace pspfast

@@ -1,0 +1,10 @@
+"""PSPNet (arXiv 1612.01105) on kernels of its own."""
+
+from importlib.metadata import version
+
+from pspfast import ops
+from pspfast.backends import backend
+from pspfast.models import PSPNet
+
+__version__ = version("pspfast")
+__all__ = ["PSPNet", "backend", "ops"]

@@ -1,0 +1,3 @@
+from pspfast.cli import main
+
+main()

@@ -1,0 +1,95 @@
+"""Which implementation of the ops serves a tensor.
+
+``cpu`` and ``cuda`` are the C++ and CUDA kernels of ``pspfast._C``, ``triton`` the kernels of
+``pspfast.kernels``, ``reference`` plain PyTorch, for every device. ``auto``, the default, takes the
+first of them that serves the tensor's device. The environment variable ``PSPFAST_BACKEND`` or
+:func:`backend` chooses another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from pspfast import _extension
+
+try:
+    import triton  # noqa: F401
+
+    _triton_error = None
+except ImportError as error:
+    _triton_error = f"triton cannot be imported: {error}"
+
+NAMES = ("auto", "cpu", "cuda", "triton", "reference")
+# Device types that each backend serves; `reference` serves all of them.
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_chosen = _checked(os.environ.get("PSPFAST_BACKEND", "auto"), "PSPFAST_BACKEND")
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Inside ``with pspfast.backend(name):`` ops run on this backend, in every thread.
+
+    Args:
+        name: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    global _chosen
+    previous, _chosen = _chosen, _checked(name, "pspfast.backend")
+    try:
+        yield
+    finally:
+        _chosen = previous
+
+
+def missing() -> dict[str, str]:
+    """Backends that this installation or machine lacks, and why."""
+    reasons = {}
+    if _extension.build_info is None:
+        reasons["cpu"] = reasons["cuda"] = str(_extension.load_error)
+    elif _extension.build_info["cuda"] is None:
+        reasons["cuda"] = (
+            "pspfast._C was built without CUDA: install nvcc and a CUDA build of torch, then reinstall"
+        )
+    if _triton_error:
+        reasons["triton"] = _triton_error
+    return reasons
+
+
+_missing = missing()
+
+
+def select(op: str, tensor: Tensor) -> str:
+    """The backend that serves ``tensor``.
+
+    Raises:
+        RuntimeError: the chosen backend is missing or does not serve the tensor's device.
+    """
+    device = tensor.device.type
+    if _chosen == "reference":
+        return _chosen
+    if _chosen == "auto":
+        for name, served in _DEVICES.items():
+            if device == served and name not in _missing:
+                return name
+        return "reference"
+    if _chosen in _missing:
+        raise RuntimeError(f"{op}: backend {_chosen!r} is missing: {_missing[_chosen]}")
+    if device != _DEVICES[_chosen]:
+        raise RuntimeError(
+            f"{op}: backend {_chosen!r}: expected a tensor on {_DEVICES[_chosen]}, got {device}"
+        )
+    return _chosen

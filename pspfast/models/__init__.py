@@ -1,0 +1,4 @@
+from pspfast.models.pspnet import PSPNet
+from pspfast.models.pyramid import PyramidPooling
+
+__all__ = ["PSPNet", "PyramidPooling"]

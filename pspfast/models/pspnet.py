@@ -1,0 +1,197 @@
+"""PSPNet (arXiv 1612.01105), a drop-in for semseg's ``PSPNet``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pspfast.models.pyramid import PyramidPooling
+from pspfast.models.resnet import Dilation, Stem, load_imagenet_weights, make_backbone
+
+
+class PSPNet(nn.Module):
+    """Pyramid Scene Parsing Network on a dilated ResNet of output stride 8.
+
+    Constructor names, state_dict keys and shapes, and the forward contract are semseg's; its
+    checkpoints load with ``load_state_dict`` once ``module.`` is stripped from their keys.
+
+    Args:
+        layers: ResNet depth: 18, 34, 50, 101 or 152.
+        bins: b of each pyramid level; their number divides the channels of ``layer4``.
+        dropout: probability that ``Dropout2d`` drops a channel before a classifier.
+        classes: K, at least 2.
+        zoom_factor: 1, 2, 4 or 8; logits come at ``zoom_factor / 8`` of the image's resolution.
+        use_ppm: whether the pyramid pooling module is used.
+        criterion: loss module ``(logits [N, K, h, w], target [N, h, w]) -> scalar``; the default is
+            ``nn.CrossEntropyLoss(ignore_index=255)``.
+        pretrained: False, or the path of ImageNet weights in semseg's or torchvision's layout.
+        stem: ``"deep"`` (64-64-128 channels, semseg), ``"deep_narrow"`` (32-32-64, mmseg v1c) or
+            ``"7x7"`` (torchvision).
+        dilation: ``"uniform"`` (semseg) or ``"contracted"``, where the first block of a dilated
+            stage dilates by half (mmseg, CSAIL, torchvision).
+        align_corners: of every bilinear interpolation.
+        aux_channels: width of the auxiliary head.
+        head_channels: width of the head, O.
+
+    Raises:
+        ValueError: an argument is outside its range, or ``pretrained`` does not fit.
+        FileNotFoundError: ``pretrained`` names no file.
+    """
+
+    def __init__(
+        self,
+        layers: int = 50,
+        bins: Sequence[int] = (1, 2, 3, 6),
+        dropout: float = 0.1,
+        classes: int = 2,
+        zoom_factor: int = 8,
+        use_ppm: bool = True,
+        criterion: nn.Module | None = None,
+        pretrained: bool | str | Path = False,
+        *,
+        stem: Stem = "deep",
+        dilation: Dilation = "uniform",
+        align_corners: bool = True,
+        aux_channels: int = 256,
+        head_channels: int = 512,
+    ) -> None:
+        super().__init__()
+        _check_choice("layers", layers, (18, 34, 50, 101, 152))
+        _check_choice("zoom_factor", zoom_factor, (1, 2, 4, 8))
+        _check_choice("stem", stem, ("deep", "deep_narrow", "7x7"))
+        _check_choice("dilation", dilation, ("uniform", "contracted"))
+        if classes < 2:
+            raise ValueError(f"PSPNet: classes: expected at least 2, got {classes}")
+        if pretrained is True:
+            raise ValueError(
+                "PSPNet: pretrained: expected False or the path of a file of ImageNet weights, "
+                "got True; no file is downloaded or looked for"
+            )
+        self.zoom_factor = zoom_factor
+        self.use_ppm = use_ppm
+        self.align_corners = align_corners
+        self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
+
+        stages, channels = make_backbone(layers, stem, dilation)
+        if pretrained:
+            load_imagenet_weights(stages, pretrained)
+        self.layer0, self.layer1, self.layer2, self.layer3, self.layer4 = stages
+
+        aux_in_channels = channels // 2
+        if use_ppm:
+            if not bins or channels % len(bins):
+                raise ValueError(
+                    f"PSPNet: bins: expected a number of levels that divides {channels}, "
+                    f"the channels of layer4, got {tuple(bins)}"
+                )
+            self.ppm = PyramidPooling(channels, channels // len(bins), bins, align_corners)
+            channels *= 2
+        self.cls = _classifier(channels, head_channels, classes, dropout)
+        self.aux = _classifier(aux_in_channels, aux_channels, classes, dropout)
+
+    def forward(
+        self, x: Tensor, y: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Logits in evaluation; labels and losses in training.
+
+        Args:
+            x: images ``[N, 3, H, W]``, normalised; any H and W. At sizes 8n+1 the numbers are
+                semseg's, which takes no others.
+            y: labels ``[N, h, w]``, needed in training; h = floor((H - 1) z / 8) + 1 with
+                z = ``zoom_factor``, so h = H for the default of 8, and w likewise. Labels of larger
+                images are brought there by ``y[:, :: 8 // z, :: 8 // z]``.
+
+        Returns:
+            In evaluation logits ``[N, K, h, w]``. In training ``(labels [N, h, w], main_loss,
+            aux_loss)``; the auxiliary loss is not weighted yet (semseg adds 0.4 of it).
+
+        Raises:
+            ValueError: x has another shape; or the criterion has an ``ignore_index`` and y another
+                shape, or a value that is neither a class nor ``ignore_index``. Values are looked
+                at on the CPU only, where that costs no synchronisation.
+        """
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"PSPNet: x: expected [N, 3, H, W], got {tuple(x.shape)}")
+        size = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
+        if self.training:
+            self._check_target(x, y, size)
+
+        x = self.layer2(self.layer1(self.layer0(x)))
+        x_aux = self.layer3(x)
+        x = self.layer4(x_aux)
+        if self.use_ppm:
+            x = self.ppm(x)
+        logits = self._zoom(self.cls(x), size)
+        if not self.training:
+            return logits
+        aux_logits = self._zoom(self.aux(x_aux), size)
+        return logits.argmax(1), self.criterion(logits, y), self.criterion(aux_logits, y)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """Labels at the images' own size, computed in evaluation mode whatever the mode is now.
+
+        Args:
+            images: ``[N, 3, H, W]``, normalised as in training.
+
+        Returns:
+            Labels ``[N, H, W]`` in int64, each in 0 … K-1.
+        """
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            logits = self(images)
+        finally:
+            for module in training:
+                module.training = True
+        if logits.shape[2:] != images.shape[2:]:
+            logits = F.interpolate(
+                logits, images.shape[2:], mode="bilinear", align_corners=self.align_corners
+            )
+        return logits.argmax(1)
+
+    def _zoom(self, logits: Tensor, size: list[int]) -> Tensor:
+        if self.zoom_factor == 1:
+            return logits
+        return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
+
+    def _check_target(self, x: Tensor, y: Tensor | None, size: list[int]) -> None:
+        if y is None:
+            raise ValueError("PSPNet: y: expected labels in training mode, got None")
+        ignore = getattr(self.criterion, "ignore_index", None)
+        if ignore is None or y.is_floating_point():
+            return  # not a criterion of class labels, or one of class probabilities
+        expected = (x.shape[0], *size)
+        if tuple(y.shape) != expected:
+            raise ValueError(
+                f"PSPNet: y: expected shape {expected} for images {tuple(x.shape)} and "
+                f"zoom_factor {self.zoom_factor}, got {tuple(y.shape)}"
+            )
+        if y.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        classes = self.cls[-1].out_channels
+        wrong = y[((y < 0) | (y >= classes)) & (y != ignore)]
+        if wrong.numel():
+            raise ValueError(
+                f"PSPNet: y: expected labels 0 to {classes - 1} or {ignore} (ignored), "
+                f"got {wrong.unique()[:8].tolist()}"
+            )
+
+
+def _classifier(in_channels: int, channels: int, classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(p=dropout),
+        nn.Conv2d(channels, classes, kernel_size=1),
+    )
+
+
+def _check_choice(name: str, got: object, choices: tuple[object, ...]) -> None:
+    if got not in choices:
+        raise ValueError(f"PSPNet: {name}: expected one of {choices}, got {got!r}")

@@ -1,0 +1,144 @@
+"""All adaptive average pools of the pyramid in one read of the map (PSPNet, arXiv 1612.01105 §3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pspfast import backends
+
+
+def pyramid_pool(x: Tensor, bins: Sequence[int]) -> Tensor:
+    """Pool ``x`` into b by b bins for every b in ``bins``.
+
+    Level b is ``F.adaptive_avg_pool2d(x, b)``: its bin (u, v) is the mean over the rows
+    floor(u H / b) to ceil((u + 1) H / b) and likewise over the columns. Sums are kept in float32
+    (float64 for float64 input).
+
+    Args:
+        x: ``[N, C, H, W]`` with H, W >= 1, any strides; float32, float16 or bfloat16, on the CPU
+            float64 too. Contiguous and channels_last maps are read in place, others are copied.
+        bins: one to eight levels whose b sum to at most 64.
+
+    Returns:
+        ``[N, C, S]`` with S the sum of b²: levels in the order of ``bins``, each row by row. It has
+        ``[N, S, C]`` order in memory if ``x`` is channels_last.
+
+    Raises:
+        ValueError: the shape of ``x`` or ``bins`` is not as above.
+        TypeError: ``x`` is of another dtype.
+
+    The backward is a gather and writes each element once: it is bit-reproducible.
+    """
+    match backends.select("pyramid_pool", x):
+        case "reference":
+            _check_inputs(x, bins)
+            return pyramid_pool_reference(x, bins)
+        case "triton":
+            _check_inputs(x, bins)
+            return torch.ops.pspfast.pyramid_pool_triton(x, bins)
+        case _:
+            return torch.ops.pspfast.pyramid_pool(x, bins)
+
+
+def pyramid_pool_reference(x: Tensor, bins: Sequence[int]) -> Tensor:
+    """:func:`pyramid_pool` in plain PyTorch."""
+    return torch.cat([F.adaptive_avg_pool2d(x, b).flatten(2) for b in bins], dim=2)
+
+
+def _check_inputs(x: Tensor, bins: Sequence[int]) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"pyramid_pool: x: expected [N, C, H, W], got shape {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"pyramid_pool: x: expected float32, float16 or bfloat16, got {x.dtype}"
+        )
+    height, width = x.shape[2:]
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"pyramid_pool: x: expected H and W of at least 1, got {height} and {width}"
+        )
+    if not 1 <= len(bins) <= 8:
+        raise ValueError(f"pyramid_pool: bins: expected 1 to 8 levels, got {len(bins)}")
+    if min(bins) < 1 or max(bins) > 64:
+        wrong = next(b for b in bins if not 1 <= b <= 64)
+        raise ValueError(f"pyramid_pool: bins: expected each of 1 to 64, got {wrong}")
+    if sum(bins) > 64:
+        raise ValueError(f"pyramid_pool: bins: expected a sum of at most 64, got {sum(bins)}")
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _fake(x: Tensor, bins: Sequence[int]) -> Tensor:
+    _check_inputs(x, bins)
+    batch, channels = x.shape[:2]
+    bin_count = sum(b * b for b in bins)
+    if _is_channels_last(x):
+        return x.new_empty(batch, bin_count, channels).transpose(1, 2)
+    return x.new_empty(batch, channels, bin_count)
+
+
+def _backward_fake(
+    grad: Tensor, bins: Sequence[int], height: int, width: int, channels_last: bool
+) -> Tensor:
+    return torch.empty(
+        (grad.shape[0], grad.shape[1], height, width),
+        dtype=grad.dtype,
+        device=grad.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+
+
+def _register_autograd(forward_op: str, backward_op: str) -> None:
+    """Pooling is linear: its backward is the transposed map, whose own backward is pooling."""
+
+    def setup_context(ctx: Any, inputs: tuple[Tensor, list[int]], output: Tensor) -> None:
+        x, ctx.bins = inputs
+        ctx.size = x.shape[2:]
+        ctx.channels_last = _is_channels_last(x)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        op = getattr(torch.ops.pspfast, backward_op)
+        return op(grad, ctx.bins, *ctx.size, ctx.channels_last), None
+
+    def setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.bins = inputs[1]
+
+    def double_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        op = getattr(torch.ops.pspfast, forward_op)
+        return op(grad_grad, ctx.bins), None, None, None, None
+
+    torch.library.register_autograd(
+        f"pspfast::{forward_op}", backward, setup_context=setup_context
+    )
+    torch.library.register_autograd(
+        f"pspfast::{backward_op}", double_backward, setup_context=setup_backward_context
+    )
+
+
+missing = backends.missing()
+if "cpu" not in missing:
+    torch.library.register_fake("pspfast::pyramid_pool", _fake)
+    torch.library.register_fake("pspfast::pyramid_pool_backward", _backward_fake)
+    _register_autograd("pyramid_pool", "pyramid_pool_backward")
+
+if "triton" not in missing:
+    from pspfast.kernels import pyramid_pool as kernels
+
+    @torch.library.triton_op("pspfast::pyramid_pool_triton", mutates_args=())
+    def _triton(x: Tensor, bins: Sequence[int]) -> Tensor:
+        return kernels.pyramid_pool_forward(x, bins)
+
+    @torch.library.triton_op("pspfast::pyramid_pool_backward_triton", mutates_args=())
+    def _backward_triton(
+        grad: Tensor, bins: Sequence[int], height: int, width: int, channels_last: bool
+    ) -> Tensor:
+        return kernels.pyramid_pool_backward(grad, bins, height, width, channels_last)
+
+    _register_autograd("pyramid_pool_triton", "pyramid_pool_backward_triton")
