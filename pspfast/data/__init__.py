@@ -1,0 +1,31 @@
+"""Datasets, augmentation, class names and palettes. Needs the `train` extra."""
+
+from pspfast.data.checks import check_samples
+from pspfast.data.classes import CLASSES, Taxonomy, colorize, overlay
+from pspfast.data.datasets import (
+    SegmentationDataset,
+    folder_samples,
+    list_file_samples,
+    read_image,
+    read_label,
+)
+from pspfast.data.scenes import SceneDataset
+from pspfast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
+
+__all__ = [
+    "CLASSES",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "EvalTransform",
+    "SceneDataset",
+    "SegmentationDataset",
+    "Taxonomy",
+    "TrainTransform",
+    "check_samples",
+    "colorize",
+    "folder_samples",
+    "list_file_samples",
+    "overlay",
+    "read_image",
+    "read_label",
+]

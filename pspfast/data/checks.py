@@ -1,0 +1,93 @@
+"""Reading every file of a dataset once, before hours of training meet the broken one."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from pspfast.data.datasets import Sample, read_image, read_label
+
+MAX_LISTED = 10
+# Pillow's conversion to RGB clips these instead of scaling them.
+DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L"}
+EXIF_ORIENTATION = 0x0112
+
+
+def check_samples(
+    samples: Sequence[Sample], num_classes: int, ignore_index: int = 255, progress: bool = False
+) -> None:
+    """Decode every image and label map and check that they can be trained on.
+
+    Args:
+        samples: (image, label) files; the label may be `None`.
+        num_classes: K; valid ids are 0 to K-1 and `ignore_index`.
+        ignore_index: id of pixels that are not to be learnt.
+        progress: show a progress bar.
+
+    Raises:
+        FileNotFoundError: files are missing, and nothing else is wrong.
+        ValueError: the list is empty, or files are truncated, no images, of different size than
+            their partner, or label maps with other ids. Names up to ten of the files.
+    """
+    if not samples:
+        raise ValueError("check_samples: samples is empty")
+    problems: list[Exception] = []
+    # Threads: decoders work outside of Python's lock.
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda sample: _problem(sample, num_classes, ignore_index), samples)
+        shown: Iterable[Exception | None] = tqdm(
+            found, "checking files", len(samples), disable=not progress, leave=False
+        )
+        problems = [problem for problem in shown if problem is not None]
+    if not problems:
+        return
+    lines = [f"{len(problems)} of {len(samples)} samples cannot be used:"]
+    lines += [f"  {problem}" for problem in problems[:MAX_LISTED]]
+    if len(problems) > MAX_LISTED:
+        lines.append(f"  and {len(problems) - MAX_LISTED} more")
+    missing = all(isinstance(problem, FileNotFoundError) for problem in problems)
+    raise (FileNotFoundError if missing else ValueError)("\n".join(lines))
+
+
+def _problem(sample: Sample, num_classes: int, ignore_index: int) -> Exception | None:
+    try:
+        _check_sample(sample, num_classes, ignore_index)
+    except FileNotFoundError as error:
+        return FileNotFoundError(f"{error.filename}: no such file")
+    except ValueError as error:
+        return error
+    return None
+
+
+def _check_sample(sample: Sample, num_classes: int, ignore_index: int) -> None:
+    image_path, label_path = sample
+    image = read_image(image_path)
+    with Image.open(image_path) as header:
+        mode, orientation = header.mode, header.getexif().get(EXIF_ORIENTATION, 1)
+    if mode in DEEP_MODES:
+        raise ValueError(f"{image_path}: the image has mode {mode}; convert it to 8 bits a channel")
+    if label_path is None:
+        return
+    label = read_label(label_path)
+    if image.shape[-2:] != label.shape:
+        turned = f" (as its EXIF orientation {orientation} says)" if orientation != 1 else ""
+        raise ValueError(
+            f"{label_path}: the label map is {_size(label)}, its image {image_path} is "
+            f"{_size(image)}{turned}"
+        )
+    present = np.flatnonzero(np.bincount(label.numpy().ravel(), minlength=256))
+    wrong = [int(i) for i in present if i >= num_classes and i != ignore_index]
+    if wrong:
+        ids = ", ".join(map(str, wrong[:MAX_LISTED])) + (", ..." if wrong[MAX_LISTED:] else "")
+        raise ValueError(
+            f"{label_path}: the label map holds {ids}; valid ids are 0 to {num_classes - 1} "
+            f"and {ignore_index} (ignore)"
+        )
+
+
+def _size(tensor: torch.Tensor) -> str:
+    height, width = tensor.shape[-2:]
+    return f"{width}x{height}"

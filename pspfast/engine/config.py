@@ -1,0 +1,253 @@
+"""Options of the commands, as the command line, a YAML file and a checkpoint hold them.
+
+The defaults of training are semseg's recipe. A value outside its range is a ``ValueError`` that
+names the option.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+@dataclass
+class ModelConfig:
+    """The network; the number of classes comes from the data."""
+
+    layers: Literal[18, 34, 50, 101, 152] = 50
+    """ResNet depth."""
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+    """Bins b of each pyramid level; their number divides the channels of layer4."""
+    dropout: float = 0.1
+    """Probability that a channel is dropped before a classifier."""
+    zoom_factor: Literal[1, 2, 4, 8] = 8
+    """Logits and training labels are at zoom_factor/8 of the image's resolution."""
+    use_ppm: bool = True
+    """Whether the pyramid pooling module is used."""
+    pretrained: str | None = None
+    """File of ImageNet weights in semseg's or torchvision's layout."""
+    stem: Literal["deep", "deep_narrow", "7x7"] = "deep"
+    """First layers: 3x3 with 64-64-128 channels (semseg) or 32-32-64 (mmseg), or 7x7 (torchvision)."""
+    dilation: Literal["uniform", "contracted"] = "uniform"
+    """Whether the first block of a dilated stage has the full dilation (semseg) or half (mmseg)."""
+    align_corners: bool = True
+    """align_corners of every bilinear interpolation."""
+    aux_channels: int = 256
+    """Width of the auxiliary head."""
+    head_channels: int = 512
+    """Width of the head."""
+
+    def __post_init__(self) -> None:
+        self.bins = tuple(self.bins)
+
+
+@dataclass
+class DataConfig:
+    """Images and labels, as list files ("image label" per line) or as pairs of folders."""
+
+    train_list: str | None = None
+    """List file of the training samples; relative paths are relative to root."""
+    val_list: str | None = None
+    """List file of the validation samples."""
+    root: str | None = None
+    """Folder of the paths in the lists, of the list files and of the folders below, where these are
+    relative; the default is the list file's own folder."""
+    train_images: str | None = None
+    """Folder of the training images, when there is no list."""
+    train_labels: str | None = None
+    """Folder of the training labels, with the stems of the images."""
+    val_images: str | None = None
+    """Folder of the validation images, when there is no list."""
+    val_labels: str | None = None
+    """Folder of the validation labels."""
+    classes: int | str = "camvid"
+    """Name of a built-in class list ("camvid", "scenes"), or the number of classes."""
+    ignore_index: int = 255
+    """Label value that is neither trained nor counted."""
+    workers: int = 2
+    """Processes that load and augment samples; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        _at_least("data.workers", self.workers, 0)
+        for split in ("train", "val"):
+            folders = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if (folders[0] is None) != (folders[1] is None):
+                raise ValueError(
+                    f"data: {split}_images and {split}_labels: expected both or neither"
+                )
+            if folders[0] is not None and getattr(self, f"{split}_list") is not None:
+                raise ValueError(f"data: expected {split}_list or {split}_images, got both")
+
+
+@dataclass
+class AugmentConfig:
+    """Training augmentation in semseg's order: scale, rotate, blur, flip, crop."""
+
+    crop_size: tuple[int, int] = (473, 473)
+    """Height and width of the training crops."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random scale."""
+    rotate: float = 10.0
+    """Largest rotation in degrees, either way."""
+    blur: float = 0.5
+    """Probability of a 5x5 Gaussian blur."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+
+    def __post_init__(self) -> None:
+        self.crop_size = (self.crop_size[0], self.crop_size[1])
+        self.scale = (self.scale[0], self.scale[1])
+        _at_least("augment.crop_size", min(self.crop_size), 1)
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(
+                f"augment.scale: expected 0 < smallest <= largest, got {list(self.scale)}"
+            )
+        _at_least("augment.rotate", self.rotate, 0)
+        for name in ("blur", "flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"augment.{name}: expected a probability, got {getattr(self, name)}"
+                )
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation, output and resuming."""
+
+    output: str = "runs/pspnet"
+    """Folder of the checkpoints, the log and the TensorBoard events."""
+    epochs: int = 100
+    """Passes over the training samples."""
+    batch_size: int = 16
+    """Images per step, over all processes together; an incomplete last batch is dropped."""
+    lr: float = 0.01
+    """Learning rate of the backbone at the first step."""
+    head_lr_factor: float = 10.0
+    """Factor on lr for the pyramid, the classifier and the auxiliary head."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay, of all parameters."""
+    power: float = 0.9
+    """Power of the schedule lr * (1 - step / steps) ** power."""
+    aux_weight: float = 0.4
+    """Weight of the auxiliary loss."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Automatic mixed precision; "no" is fp32. fp16 needs a GPU."""
+    channels_last: bool = False
+    """Whether weights and images are in channels_last memory format."""
+    seed: int = 0
+    """Seed of the initial weights, the order, the augmentation and the dropout."""
+    eval_every: int = 1
+    """Epochs between validations, besides the one after the last epoch."""
+    save_every: int = 1
+    """Epochs between checkpoints, besides the one after the last epoch."""
+    keep_checkpoints: int = 2
+    """Number of checkpoints kept; the best weights are kept besides."""
+    resume: str | None = None
+    """Checkpoint to continue from, or "auto" for the newest in output, if there is one."""
+    overwrite: bool = False
+    """Whether a run that is already in output is replaced."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_every", "save_every", "keep_checkpoints"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("lr", "head_lr_factor", "momentum", "weight_decay", "power", "aux_weight"):
+            _at_least(f"train.{name}", getattr(self, name), 0)
+
+
+@dataclass
+class Config:
+    """All options of a training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain dicts, lists, strings and numbers, for YAML, JSON and checkpoints."""
+        return {
+            section: {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+            for section, options in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, sections: dict[str, dict[str, Any]]) -> Config:
+        """The inverse of ``to_dict``."""
+        return cls(**{f.name: _SECTIONS[f.name](**sections[f.name]) for f in fields(cls)})
+
+    def save(self, path: Path) -> None:
+        """Writes a YAML file that ``pspfast train --config`` reads."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+@dataclass
+class EvalConfig:
+    """The model and the labelled images."""
+
+    checkpoint: str
+    """File of a training run: best.safetensors, final.safetensors or checkpoint-*.pt."""
+    list: str | None = None
+    """List file of the samples, "image label" per line."""
+    root: str | None = None
+    """Folder of the paths in the list; the default is the list file's own folder."""
+    images: str | None = None
+    """Folder of the images, when there is no list."""
+    labels: str | None = None
+    """Folder of the labels, with the stems of the images."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Automatic mixed precision; "no" is fp32. fp16 needs a GPU."""
+    workers: int = 2
+    """Processes that load samples; 0 loads in this process."""
+
+    def __post_init__(self) -> None:
+        if (self.list is None) == (self.images is None):
+            raise ValueError("eval: expected either --list or --images with --labels")
+        if (self.images is None) != (self.labels is None):
+            raise ValueError("eval: --images and --labels: expected both or neither")
+        _at_least("workers", self.workers, 0)
+
+
+@dataclass
+class PredictConfig:
+    """The model and where the label maps go."""
+
+    checkpoint: str
+    """File of a training run: best.safetensors, final.safetensors or checkpoint-*.pt."""
+    output: str = "predictions"
+    """Folder for <stem>_labels.png, <stem>_color.png and <stem>_overlay.png of each image."""
+    alpha: float = 0.5
+    """Weight of the class colours in the overlay, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha: expected 0 to 1, got {self.alpha}")
+
+
+@dataclass
+class DemoConfig:
+    """The demo's output."""
+
+    output: str = "pspfast-demo"
+    """Folder for the pictures, the training curve and the training run."""
+    epochs: int = 10
+    """Passes over the training scenes."""
+    resume: bool = False
+    """Whether a demo that was stopped is continued."""
+
+
+_SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "augment": AugmentConfig,
+    "train": TrainConfig,
+}
+
+
+def _at_least(name: str, got: float, least: float) -> None:
+    if got < least:
+        raise ValueError(f"{name}: expected at least {least}, got {got}")

@@ -1,0 +1,156 @@
+"""What every op promises, tested once. A subclass named Test… says which op and on which inputs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pspfast
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def contiguous(x: Tensor) -> Tensor:
+    return x
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def sliced(x: Tensor) -> Tensor:
+    """The same values as every second element of a larger tensor along its last axis."""
+    larger = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"))
+    larger[..., ::2] = x
+    return larger[..., ::2]
+
+
+def permuted(x: Tensor) -> Tensor:
+    """The same values with the last two axes swapped in memory."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+LAYOUTS = [contiguous, channels_last, sliced, permuted]
+
+
+def shapes_of(tensors: list[Tensor]) -> list[list[int]]:
+    return [list(t.shape) for t in tensors]
+
+
+class OpTester:
+    """Subclasses set `op`, `reference` and `cases`; a case is (shapes of tensors, other arguments).
+
+    `overloads` are the C++ ops behind it, for `opcheck`, as (op, shapes, arguments).
+    """
+
+    cases: list[tuple[list[tuple[int, ...]], tuple[Any, ...]]]
+    overloads: list[tuple[Any, list[tuple[int, ...]], tuple[Any, ...]]]
+
+    def op(self, *args: Any) -> Tensor:
+        raise NotImplementedError
+
+    def reference(self, *args: Any) -> Tensor:
+        raise NotImplementedError
+
+    def runs(self) -> Iterator[tuple[list[Tensor], tuple[Any, ...]]]:
+        for shapes, args in self.cases:
+            yield [torch.randn(shape, dtype=torch.float64) for shape in shapes], args
+
+    @staticmethod
+    def forward_backward(function: Any, tensors: list[Tensor], args: tuple[Any, ...]) -> list[Tensor]:
+        """The output, then the gradients for a fixed random gradient of the output."""
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        output = function(*leaves, *args)
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        output.backward(grad.to(output.dtype))
+        return [output.detach(), *(leaf.grad for leaf in leaves)]
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_no_less_exact_than_eager(self, dtype: torch.dtype, layout: Any) -> None:
+        """Errors against float64 are at most twice eager's in the same dtype, and one ulp of the
+        largest value; float64 itself is summed in another order."""
+        for values, args in self.runs():
+            tensors = [layout(value.to(dtype)) for value in values]
+            exact = self.forward_backward(self.reference, [t.double() for t in tensors], args)
+            eager = self.forward_backward(self.reference, tensors, args)
+            ours = self.forward_backward(self.op, tensors, args)
+            for got, other, expected in zip(ours, eager, exact, strict=True):
+                assert got.dtype == dtype
+                assert got.shape == expected.shape
+                if not expected.numel():
+                    continue
+                if dtype == torch.float64:
+                    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+                    continue
+                ulp = torch.finfo(dtype).eps * expected.abs().max().item()
+                error = (got.double() - expected).abs().max().item()
+                bound = 2 * (other.double() - expected).abs().max().item() + ulp
+                assert error <= bound, f"{shapes_of(tensors)} {args}: error {error:.3g} > {bound:.3g}"
+
+    @pytest.mark.parametrize("layout", [contiguous, channels_last])
+    def test_memory_format_is_kept(self, layout: Any) -> None:
+        for values, args in self.runs():
+            tensors = [layout(value.float()) for value in values]
+            _, *grads = self.forward_backward(self.op, tensors, args)
+            for tensor, grad in zip(tensors, grads, strict=True):
+                assert grad.stride() == tensor.stride()
+
+    @pytest.mark.parametrize("layout", [contiguous, channels_last])
+    def test_repeats_bit_for_bit(self, layout: Any) -> None:
+        for values, args in self.runs():
+            tensors = [layout(value.float()) for value in values]
+            first, second = (self.forward_backward(self.op, tensors, args) for _ in range(2))
+            for a, b in zip(first, second, strict=True):
+                assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("layout", [contiguous, channels_last])
+    def test_gradcheck(self, layout: Any) -> None:
+        for shapes, args in self.small_cases():
+            tensors = [
+                layout(torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes
+            ]
+            torch.autograd.gradcheck(lambda *t, a=args: self.op(*t, *a), tensors)
+            torch.autograd.gradgradcheck(lambda *t, a=args: self.op(*t, *a), tensors)
+
+    @pytest.mark.parametrize("layout", [contiguous, channels_last])
+    def test_opcheck(self, layout: Any) -> None:
+        for op, shapes, args in self.overloads:
+            tensors = [layout(torch.randn(shape)).requires_grad_() for shape in shapes]
+            torch.library.opcheck(op, (*tensors, *args))
+
+    @pytest.mark.parametrize("layout", [contiguous, channels_last])
+    def test_compiles_without_graph_break(self, layout: Any) -> None:
+        shapes, args = self.small_cases()[0]
+        tensors = [layout(torch.randn(shape)) for shape in shapes]
+        # aot_eager: what is tested is tracing, fake kernels and autograd, not generated code.
+        compiled = torch.compile(self.op, fullgraph=True, backend="aot_eager")
+        for ours, eager in zip(
+            self.forward_backward(compiled, tensors, args),
+            self.forward_backward(self.op, tensors, args),
+            strict=True,
+        ):
+            assert torch.equal(ours, eager)
+            assert ours.stride() == eager.stride()
+
+    def test_autocast_leaves_the_dtype(self) -> None:
+        shapes, args = self.small_cases()[0]
+        tensors = [torch.randn(shape) for shape in shapes]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert self.op(*tensors, *args).dtype == torch.float32
+
+    def test_reference_backend(self) -> None:
+        for values, args in self.runs():
+            with pspfast.backend("reference"):
+                torch.testing.assert_close(self.op(*values, *args), self.reference(*values, *args))
+
+    def small_cases(self) -> list[tuple[list[tuple[int, ...]], tuple[Any, ...]]]:
+        """The cases of few enough elements for numerical derivatives."""
+        return [
+            (shapes, args)
+            for shapes, args in self.cases
+            if 0 < sum(torch.Size(shape).numel() for shape in shapes) <= 200
+        ]

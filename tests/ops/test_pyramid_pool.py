@@ -1,0 +1,122 @@
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pspfast
+from pspfast.ops import pyramid_pool
+
+from op_tester import OpTester
+
+BINS = (1, 2, 3, 6)
+
+
+def oracle(x: Tensor, bins: tuple[int, ...]) -> Tensor:
+    return torch.cat([F.adaptive_avg_pool2d(x, b).flatten(2) for b in bins], dim=2)
+
+
+class TestPyramidPool(OpTester):
+    cases = [
+        ([(2, 3, 4, 5)], (BINS,)),
+        ([(1, 2, 7, 3)], ((3, 2),)),
+        ([(2, 37, 12, 12)], (BINS,)),
+        ([(1, 530, 13, 60)], (BINS,)),
+        ([(2, 17, 61, 47)], (BINS,)),
+        ([(1, 16, 16, 16)], ((1, 2, 4, 8, 16),)),
+        ([(1, 33, 1, 1)], (BINS,)),
+        ([(3, 1, 1, 97)], ((1, 7, 8),)),
+        ([(1, 4, 130, 129)], ((1, 63),)),
+        ([(0, 4, 8, 8)], (BINS,)),
+    ]
+    overloads = [
+        (torch.ops.pspfast.pyramid_pool, [(2, 3, 7, 5)], (BINS,)),
+        (torch.ops.pspfast.pyramid_pool_backward, [(2, 3, 50)], (BINS, 7, 5, False)),
+        (torch.ops.pspfast.pyramid_pool_backward, [(2, 3, 50)], (BINS, 7, 5, True)),
+    ]
+
+    def op(self, *args: Any) -> Tensor:
+        return pyramid_pool(*args)
+
+    def reference(self, *args: Any) -> Tensor:
+        return oracle(*args)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(*[st.integers(1, 40)] * 2),
+    bins=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    channels=st.integers(1, 40),
+    channels_last=st.booleans(),
+)
+def test_any_size_and_any_bins(
+    size: tuple[int, int], bins: list[int], channels: int, channels_last: bool
+) -> None:
+    x = torch.randn(2, channels, *size, dtype=torch.float64)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    ours, expected = pyramid_pool(x, bins), oracle(x, tuple(bins))
+    torch.testing.assert_close(ours, expected)
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, x, grad), torch.autograd.grad(expected, x, grad)
+    )
+
+
+def test_no_channels() -> None:
+    x = torch.zeros(2, 0, 8, 8, requires_grad=True)
+    pooled = pyramid_pool(x, BINS)
+    assert pooled.shape == (2, 0, 50)
+    pooled.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_pooled_order_in_memory_follows_the_map() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    assert pyramid_pool(x, BINS).stride() == (150, 50, 1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    assert pyramid_pool(x, BINS).stride() == (150, 1, 3)
+
+
+@pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
+def test_every_vector_level(level: str) -> None:
+    """The other levels run in processes of their own: torch picks the level once, at start-up."""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
+    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import vector_level"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+BAD_INPUTS = [
+    (torch.zeros(3, 8, 8), BINS, ValueError, r"x: expected \[N, C, H, W\], got shape \[3, 8, 8\]"),
+    (torch.zeros(1, 3, 0, 8), BINS, ValueError, "x: expected H and W of at least 1, got 0 and 8"),
+    (torch.zeros(1, 3, 8, 8), (), ValueError, "bins: expected 1 to 8 levels, got 0"),
+    (torch.zeros(1, 3, 8, 8), (1,) * 9, ValueError, "bins: expected 1 to 8 levels, got 9"),
+    (torch.zeros(1, 3, 8, 8), (2, 0), ValueError, "bins: expected each of 1 to 64, got 0"),
+    (torch.zeros(1, 3, 8, 8), (65,), ValueError, "bins: expected each of 1 to 64, got 65"),
+    (torch.zeros(1, 3, 8, 8), (40, 30), ValueError, "bins: expected a sum of at most 64, got 70"),
+    (torch.zeros(1, 3, 8, 8, dtype=torch.long), BINS, TypeError, "x: expected float32"),
+]
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("x", "bins", "error", "message"), BAD_INPUTS, ids=lambda v: str(v)[:20])
+def test_errors(
+    backend: str, x: Tensor, bins: tuple[int, ...], error: type[Exception], message: str
+) -> None:
+    with pspfast.backend(backend), pytest.raises(error, match=f"^pyramid_pool: {message}"):
+        pyramid_pool(x, bins)
+
+
+def test_backward_errors() -> None:
+    backward = torch.ops.pspfast.pyramid_pool_backward
+    with pytest.raises(ValueError, match=r"grad: expected \[N, C, S\], got shape \[2, 50\]"):
+        backward(torch.zeros(2, 50), BINS, 8, 8, False)
+    with pytest.raises(ValueError, match="grad: expected S = 50 bins, got 49"):
+        backward(torch.zeros(2, 3, 49), BINS, 8, 8, False)
