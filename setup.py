@@ -1,6 +1,6 @@
-"""Builds pspfast._C: the CPU kernels always, the CUDA kernels where nvcc and a CUDA torch are found.
+"""Builds pspfast._C: the CPU kernels, and the CUDA kernels where nvcc and a CUDA torch are found.
 
-PSPFAST_BUILD=auto|cpu|cuda chooses; `cuda` makes a missing nvcc an error. No GPU is needed to build.
+PSPFAST_BUILD=auto|cpu|cuda chooses; `cuda` makes a missing nvcc an error. No GPU is needed.
 """
 
 import os
@@ -17,8 +17,8 @@ try:
     from torch.utils import cpp_extension
 except ImportError as error:
     sys.exit(
-        f"pspfast: building needs torch, which could not be imported ({error}): run `pip install .` "
-        "without --no-build-isolation, or `pip install torch` first."
+        f"pspfast: building needs torch, which could not be imported ({error}): run "
+        "`pip install .` without --no-build-isolation, or `pip install torch` first."
     )
 
 # Ampere, Hopper and Blackwell data-centre chips, with PTX for what comes after. Set because torch
@@ -28,7 +28,7 @@ DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
 
 def find_cuda_home() -> str | None:
     """The toolkit's root. nvcc itself is asked: the one on PATH can be a wrapper far from it."""
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(cpp_extension.CUDA_HOME or "/usr/local/cuda") / "bin"))
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{cpp_extension.CUDA_HOME}/bin")
     if nvcc is None:
         return None
     dryrun = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
@@ -37,7 +37,8 @@ def find_cuda_home() -> str | None:
 
 
 def nvcc_version(cuda_home: str) -> str:
-    output = subprocess.run([f"{cuda_home}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    command = [f"{cuda_home}/bin/nvcc", "--version"]
+    output = subprocess.run(command, capture_output=True, text=True).stdout
     return output.split("release ", 1)[1].split(",", 1)[0]
 
 
@@ -51,11 +52,13 @@ def choose_cuda() -> str | None:
     if torch.version.cuda is None:
         problem = f"torch {torch.__version__} is not a CUDA build; install a CUDA build of torch"
     elif (cuda_home := find_cuda_home()) is None:
-        problem = "nvcc was not found; install the CUDA toolkit and put nvcc on PATH or set CUDA_HOME"
+        problem = (
+            "nvcc was not found; install the CUDA toolkit and put nvcc on PATH or set CUDA_HOME"
+        )
     elif nvcc_version(cuda_home).split(".")[0] != torch.version.cuda.split(".")[0]:
         problem = (
-            f"nvcc is of CUDA {nvcc_version(cuda_home)} and torch {torch.__version__} of CUDA {torch.version.cuda}; "
-            "install a toolkit of torch's major version"
+            f"nvcc is of CUDA {nvcc_version(cuda_home)}, and torch {torch.__version__} of CUDA "
+            f"{torch.version.cuda}; install a toolkit of torch's major version"
         )
     else:
         return cuda_home
@@ -68,7 +71,7 @@ def choose_cuda() -> str | None:
 def make_extension(cuda_home: str | None) -> cpp_extension.CppExtension:
     sources = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
     depends = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inl", recursive=True))
-    # -Wno-psabi: vector types pass only between inlined functions, so their calling convention never matters.
+    # -Wno-psabi: vectors pass only between inlined functions; their calling convention is moot.
     flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wno-psabi"]
     if "OpenMP" in torch.__config__.parallel_info():
         # at::parallel_for is a header and runs on one thread in a file compiled without OpenMP.
@@ -78,6 +81,7 @@ def make_extension(cuda_home: str | None) -> cpp_extension.CppExtension:
             "pspfast._C", sources, depends=depends, extra_compile_args={"cxx": flags}
         )
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+    # The global that torch builds with; torch's own search takes a wrapped nvcc's folder.
     cpp_extension.CUDA_HOME = cuda_home
     return cpp_extension.CUDAExtension(
         "pspfast._C",
@@ -96,20 +100,23 @@ class BuildExtension(cpp_extension.BuildExtension):
     """Says in one sentence what is missing before torch's own build starts."""
 
     def run(self) -> None:
-        compiler = os.environ.get("CXX", "g++" if sys.platform != "darwin" else "clang++").split()[0]
+        default = "clang++" if sys.platform == "darwin" else "g++"
+        compiler = os.environ.get("CXX", default).split()[0]
         if shutil.which(compiler) is None:
             sys.exit(
                 f"pspfast: building needs a C++20 compiler, and {compiler} was not found: "
                 "install g++ (Debian: `apt install g++`) or set CXX."
             )
-        # torch reads the module's global; its own search misses a wrapped nvcc.
         super().run()
 
 
 cuda_home = choose_cuda()
 torch_minor = ".".join(torch.__version__.split(".")[:2])
-print(f"pspfast: torch {torch.__version__}, CUDA kernels with {cuda_home}" if cuda_home else
-      f"pspfast: torch {torch.__version__}, CPU kernels only")
+print(
+    f"pspfast: torch {torch.__version__}, CUDA kernels with {cuda_home}"
+    if cuda_home
+    else f"pspfast: torch {torch.__version__}, CPU kernels only"
+)
 
 setup(
     packages=[*find_packages(include=["pspfast", "pspfast.*"]), "pspfast.kernels"],

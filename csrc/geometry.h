@@ -35,10 +35,10 @@ struct AxisCells {
 
 struct PyramidCells {
   int32_t levels;
-  int32_t bins[kMaxLevels];        // b of each level
-  int32_t axis_offset[kMaxLevels]; // first bin of a level in AxisCells::begin: sum of b over the levels before
-  int32_t bin_offset[kMaxLevels];  // first bin of a level in [0, S): sum of b * b over the levels before
-  int32_t bin_count;               // S
+  int32_t bins[kMaxLevels];         // b of each level
+  int32_t axis_offset[kMaxLevels];  // first bin of a level in AxisCells::begin: sum of b over the levels before
+  int32_t bin_offset[kMaxLevels];   // first bin of a level in [0, S): sum of b * b over the levels before
+  int32_t bin_count;                // S
   AxisCells rows, cols;
 };
 

@@ -27,7 +27,12 @@ PyramidPoolParams make_params(const char* op, int64_t batch, int64_t channels, i
   }
   TORCH_CHECK_VALUE(axis_bins <= kMaxAxisBins, op, ": bins: expected a sum of at most ", kMaxAxisBins, ", got ",
                     axis_bins);
-  return {batch, channels, height, width, channels_last, dtype,
+  return {batch,
+          channels,
+          height,
+          width,
+          channels_last,
+          dtype,
           make_pyramid_cells(height, width, bins.data(), static_cast<int>(bins.size()))};
 }
 
@@ -89,9 +94,8 @@ at::Tensor pyramid_pool_backward(const at::Tensor& grad, at::IntArrayRef bins, i
 
 TORCH_LIBRARY_FRAGMENT(pspfast, m) {
   m.def("pyramid_pool(Tensor x, int[] bins) -> Tensor", {at::Tag::pt2_compliant_tag});
-  m.def(
-      "pyramid_pool_backward(Tensor grad, int[] bins, SymInt height, SymInt width, bool channels_last) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+  m.def("pyramid_pool_backward(Tensor grad, int[] bins, SymInt height, SymInt width, bool channels_last) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(pspfast, CPU, m) {

@@ -62,7 +62,8 @@ def missing() -> dict[str, str]:
         reasons["cpu"] = reasons["cuda"] = str(_extension.load_error)
     elif _extension.build_info["cuda"] is None:
         reasons["cuda"] = (
-            "pspfast._C was built without CUDA: install nvcc and a CUDA build of torch, then reinstall"
+            "pspfast._C was built without CUDA: install nvcc and a CUDA build of torch, "
+            "then reinstall"
         )
     if _triton_error:
         reasons["triton"] = _triton_error
@@ -70,6 +71,14 @@ def missing() -> dict[str, str]:
 
 
 _missing = missing()
+
+
+def default(device: str) -> str:
+    """The backend that ``auto`` takes for tensors on a device of this type."""
+    for name, served in _DEVICES.items():
+        if device == served and name not in _missing:
+            return name
+    return "reference"
 
 
 def select(op: str, tensor: Tensor) -> str:
@@ -82,10 +91,7 @@ def select(op: str, tensor: Tensor) -> str:
     if _chosen == "reference":
         return _chosen
     if _chosen == "auto":
-        for name, served in _DEVICES.items():
-            if device == served and name not in _missing:
-                return name
-        return "reference"
+        return default(device)
     if _chosen in _missing:
         raise RuntimeError(f"{op}: backend {_chosen!r} is missing: {_missing[_chosen]}")
     if device != _DEVICES[_chosen]:

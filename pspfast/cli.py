@@ -16,92 +16,111 @@ def main(args: list[str] | None = None) -> None:
     """
     args = sys.argv[1:] if args is None else args
     if args == ["info"]:
-        from pspfast._info import report
-
-        print(report())
+        _info()
         return
     try:
         parser = _make_parser()
-        import accelerate, torchmetrics  # noqa
-    except ImportError as error:
-        sys.exit(f"{error.name} is missing, which this needs: pip install 'pspfast[train]'")
-    options = parser.parse_args(args)
-    try:
-        _run(options.subcommand, parser.instantiate(options)[options.subcommand])
+        parsed = parser.parse_args(args)
+        command = parsed.subcommand
+        _run(command, parser.instantiate(parsed)[command])
+    except ModuleNotFoundError as error:
+        _fail(f"{error.name} is not installed; pip install 'pspfast[train]' brings what this needs")
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"pspfast {options.subcommand}: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _fail(f"{command}: {error}")
+    except KeyboardInterrupt as stop:
+        print(f"pspfast: {str(stop) or 'stopped'}", file=sys.stderr)
         sys.exit(130)
+
+
+def _info() -> None:
+    from pspfast._info import report
+
+    print(report())
+
+
+def _fail(message: str) -> None:
+    print(f"pspfast: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _make_parser() -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
-    from pspfast.engine.config import (
-        AugmentConfig,
-        DataConfig,
-        DemoConfig,
-        EvalConfig,
-        ModelConfig,
-        PredictConfig,
-        TrainConfig,
-    )
+    from pspfast.engine import config
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="pspfast", description="PSPNet on kernels of its own.")
-    commands = parser.add_subcommands(metavar="COMMAND", title="commands")
+    commands = parser.add_subcommands(title="commands", metavar="COMMAND")
 
-    def add(name: str, text: str, usage: str) -> ArgumentParser:
-        command = ArgumentParser(description=text, usage=f"pspfast {name} {usage}")
-        commands.add_subcommand(name, command, help=text[0].lower() + text.split(".")[0][1:])
+    def add(name: str, usage: str, summary: str, more: str = "") -> ArgumentParser:
+        command = ArgumentParser(
+            usage=f"pspfast {name} {usage}", description=f"{summary}. {more}".strip()
+        )
+        commands.add_subcommand(name, command, help=summary[0].lower() + summary[1:])
         return command
 
-    add("info", "Print versions, what was built, and which backend serves which device.", "")
+    add("info", "", "Print versions, what was built, and which backend serves which device")
 
     train = add(
         "train",
-        "Train a PSPNet. Options come from the YAML file, and those given here replace the file's.",
         "[--config FILE] [--SECTION.OPTION VALUE ...]",
+        "Train a PSPNet",
+        "Options come from the YAML file; those given here replace the file's.",
     )
     train.add_argument("--config", action="config", help="YAML file with the sections below")
-    for section, options in (
-        ("model", ModelConfig),
-        ("data", DataConfig),
-        ("augment", AugmentConfig),
-        ("train", TrainConfig),
-    ):
-        train.add_class_arguments(options, section)
+    train.add_class_arguments(config.ModelConfig, "model")
+    train.add_class_arguments(config.DataConfig, "data")
+    train.add_class_arguments(config.AugmentConfig, "augment")
+    train.add_class_arguments(config.TrainConfig, "train")
 
-    evaluate = add(
+    add(
         "eval",
-        "Score a trained model on labelled images: IoU and accuracy of each class, their means, "
-        "and pixel accuracy.",
-        "--checkpoint FILE (--list FILE | --images FOLDER --labels FOLDER)",
-    )
-    evaluate.add_class_arguments(EvalConfig)
+        "--checkpoint FILE (--list FILE [--root FOLDER] | --images FOLDER --labels FOLDER)",
+        "Score a trained model on labelled images",
+        "Prints IoU and accuracy of each class, their means, and pixel accuracy.",
+    ).add_class_arguments(config.EvalConfig)
 
     predict = add(
         "predict",
-        "Segment images with a trained model. Nothing is written unless every image can be read.",
         "IMAGE [IMAGE ...] --checkpoint FILE [--output FOLDER]",
+        "Segment images with a trained model",
+        "All images are read before anything is written.",
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
-    predict.add_class_arguments(PredictConfig)
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="Image file.")
+    predict.add_class_arguments(config.PredictConfig, skip={"images"})
 
-    demo = add(
+    add(
         "demo",
-        "Train a small model on drawn scenes, in minutes, and show what it learnt. "
-        "Needs no data and no GPU.",
         "[--output FOLDER]",
-    )
-    demo.add_class_arguments(DemoConfig)
+        "Train a small model on drawn scenes, in minutes, and show what it learnt",
+        "Needs no data and no GPU.",
+    ).add_class_arguments(config.DemoConfig)
     return parser
 
 
 def _run(command: str, options: Namespace) -> None:
-    if command == "train":
-        from pspfast.engine.config import Config
+    # Each command imports what it needs: torchmetrics and TensorBoard take seconds.
+    from pspfast.engine import config
+
+    if command == "info":
+        _info()
+    elif command == "train":
         from pspfast.engine.train import train
-        train(Config(options.model, options.data, options.augment, options.train))
+
+        run = config.Config(options.model, options.data, options.augment, options.train)
+        train(run)
+        print(f"weights, log and TensorBoard events are in {run.train.output}")
+    elif command == "eval":
+        from pspfast.engine.evaluate import evaluate_files
+
+        scores, taxonomy = evaluate_files(config.EvalConfig(**vars(options)))
+        print(scores.table(taxonomy.names))
+    elif command == "predict":
+        from pspfast.engine.predict import predict
+
+        for path in predict(config.PredictConfig(**vars(options))):
+            print(path)
+    elif command == "demo":
+        from pspfast.engine.demo import demo
+
+        demo(config.DemoConfig(**vars(options)))

@@ -69,9 +69,9 @@ inline int level() {
 }
 }  // namespace pspfast::cpu
 
-#define PSPFAST_CALL(f, ...)                                                 \
-  (::pspfast::cpu::level() == PSPFAST_AVX512 ? avx512::f(__VA_ARGS__)        \
-   : ::pspfast::cpu::level() == PSPFAST_AVX2 ? avx2::f(__VA_ARGS__)          \
+#define PSPFAST_CALL(f, ...)                                          \
+  (::pspfast::cpu::level() == PSPFAST_AVX512 ? avx512::f(__VA_ARGS__) \
+   : ::pspfast::cpu::level() == PSPFAST_AVX2 ? avx2::f(__VA_ARGS__)   \
                                              : baseline::f(__VA_ARGS__))
 #else
 #define PSPFAST_CALL(f, ...) baseline::f(__VA_ARGS__)

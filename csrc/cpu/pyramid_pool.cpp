@@ -58,12 +58,12 @@ template <class T>
 void unpool_contiguous(const PyramidPoolParams& p, const T* grad, T* grad_x) {
   const int64_t planes = p.batch * p.channels, plane = p.height * p.width, bins = p.cells.bin_count;
   parallel_tasks(ceil_div(planes, kLanes), [&] {
-    return [&, bin = scratch<Acc<T>>(bins * kLanes),
-            cell = scratch<Acc<T>>(p.cells.cols.count * kLanes)](int64_t task) {
-      const int64_t first = task * kLanes;
-      const int lanes = static_cast<int>(std::min(kLanes, planes - first));
-      PSPFAST_CALL(unpool_planes, p, grad + first * bins, lanes, grad_x + first * plane, bin.get(), cell.get());
-    };
+    return
+        [&, bin = scratch<Acc<T>>(bins * kLanes), cell = scratch<Acc<T>>(p.cells.cols.count * kLanes)](int64_t task) {
+          const int64_t first = task * kLanes;
+          const int lanes = static_cast<int>(std::min(kLanes, planes - first));
+          PSPFAST_CALL(unpool_planes, p, grad + first * bins, lanes, grad_x + first * plane, bin.get(), cell.get());
+        };
   });
 }
 
@@ -81,8 +81,7 @@ void pool_channels_last(const PyramidPoolParams& p, const T* x, T* pooled) {
   });
   const int64_t vectors = ceil_div(p.channels, kLanes), bins = p.cells.bin_count;
   parallel_tasks(p.batch * vectors, [&] {
-    return [&, bin = scratch<Acc<T>>(bins * kLanes),
-            lane_cells = scratch<Acc<T>>(rows * cols * kLanes)](int64_t task) {
+    return [&, bin = scratch<Acc<T>>(bins * kLanes), lane_cells = scratch<Acc<T>>(rows * cols * kLanes)](int64_t task) {
       const int64_t c = task % vectors * kLanes, n = task / vectors;
       PSPFAST_CALL(pool_channels, p, &cells[n * rows * cols * p.channels], c, std::min(kLanes, p.channels - c),
                    pooled + n * bins * p.channels, bin.get(), lane_cells.get());

@@ -119,8 +119,7 @@ void unpool_planes(const PyramidPoolParams& p, const T* grad, int lanes, T* grad
 
 // One row of cells of a channels_last image for the channels [c0, c1): cells + j * C holds cell j.
 template <class T>
-void sum_row_of_cells(const PyramidPoolParams& p, const T* image, int row_cell, int64_t c0, int64_t c1,
-                      Acc<T>* cells) {
+void sum_row_of_cells(const PyramidPoolParams& p, const T* image, int row_cell, int64_t c0, int64_t c1, Acc<T>* cells) {
   const AxisCells &rows = p.cells.rows, &cols = p.cells.cols;
   for (int row = rows.edge[row_cell]; row < rows.edge[row_cell + 1]; ++row) {
     const bool first = row == rows.edge[row_cell];
@@ -151,8 +150,8 @@ void sum_row_of_cells(const PyramidPoolParams& p, const T* image, int row_cell, 
 
 // The bins of the channels [c, c + lanes) of a channels_last image. Scratch: bins [S, 16], lane_cells [cells, 16].
 template <class T>
-void pool_channels(const PyramidPoolParams& p, const Acc<T>* cells, int64_t c, int64_t lanes, T* pooled,
-                   Acc<T>* bins, Acc<T>* lane_cells) {
+void pool_channels(const PyramidPoolParams& p, const Acc<T>* cells, int64_t c, int64_t lanes, T* pooled, Acc<T>* bins,
+                   Acc<T>* lane_cells) {
   if (lanes == kLanes) {
     combine_cells(p, cells + c, p.channels, bins);
   } else {

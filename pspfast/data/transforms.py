@@ -173,7 +173,7 @@ class TrainTransform(_Normalized):
             inpt = F.gaussian_blur(inpt.contiguous(), [BLUR_SIZE] * 2, [BLUR_SIGMA] * 2)
             inpt = _cut(inpt, _relative(window, region))
         if params["flipped"]:
-            inpt = inpt if isinstance(inpt, tv_tensors.Mask) else F.horizontal_flip(inpt)
+            inpt = F.horizontal_flip(inpt)
         return self._finish(self._pad(inpt))
 
     def _rotate_region(

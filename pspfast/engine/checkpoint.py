@@ -1,51 +1,17 @@
-"""Checkpoints and weights on disk, written whole or not at all."""
+"""Checkpoints of a run in progress, written whole or not at all."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
-from torch import Tensor, nn
 
-from pspfast.data import Taxonomy
-from pspfast.engine.config import Config
-from pspfast.models import PSPNet
-
-
-@dataclass
-class TrainedModel:
-    """A model with what its training settled."""
-
-    model: PSPNet
-    config: Config
-    taxonomy: Taxonomy
-
-
-def build_model(config: Config, classes: int, pretrained: bool = True) -> PSPNet:
-    """The network of a configuration.
-
-    Args:
-        config: all options of the run.
-        classes: K.
-        pretrained: whether ``config.model.pretrained`` is loaded.
-    """
-    options = dict(vars(config.model))
-    path = options.pop("pretrained")
-    return PSPNet(
-        classes=classes,
-        criterion=nn.CrossEntropyLoss(ignore_index=config.data.ignore_index),
-        pretrained=path if pretrained and path else False,
-        **options,
-    )
+from pspfast.engine.config import TrainConfig
 
 
 @contextmanager
@@ -90,83 +56,49 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no checkpoint of a training run.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint: {_first_line(error)}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a readable checkpoint: {reason}") from error
     if not isinstance(state, dict) or not {"model", "config", "taxonomy"} <= state.keys():
-        raise ValueError(f"{path}: expected a checkpoint of pspfast train, got another torch file")
+        raise ValueError(f"{path}: not a checkpoint of pspfast train")
     return state
 
 
-def describe_taxonomy(taxonomy: Taxonomy) -> dict[str, list[Any]]:
-    """Plain lists of a taxonomy, for checkpoints."""
-    palette = [[int(value) for value in colour] for colour in taxonomy.palette]
-    return {"names": list(taxonomy.names), "palette": palette}
+def find_resume(options: TrainConfig) -> Path | None:
+    """The checkpoint that a run starts from, None for a fresh start.
 
-
-def save_weights(
-    path: Path, weights: dict[str, Tensor], config: Config, taxonomy: Taxonomy, note: dict[str, Any]
-) -> None:
-    """Writes a safetensors file from which ``load_model`` rebuilds the model by itself.
-
-    Args:
-        path: file to write.
-        weights: state_dict of the PSPNet.
-        config: options of the run.
-        taxonomy: the classes.
-        note: what else to keep, such as the iteration and the scores.
-    """
-    header = {"config": config.to_dict(), "taxonomy": describe_taxonomy(taxonomy), **note}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    with atomic_open(path) as file:
-        file.write(serialize(tensors, metadata={"pspfast": json.dumps(header)}))
-
-
-def load_model(path: str | Path) -> TrainedModel:
-    """Rebuilds a model, in evaluation mode, from a ``.safetensors`` or checkpoint file of a run.
+    A fresh start takes the output folder over: with ``overwrite`` it removes the checkpoints of
+    the run that is there, which a later ``resume auto`` would take for its own.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file was not written by ``pspfast train``.
+        ValueError: the output folder holds a run, and neither ``resume`` nor ``overwrite`` is set.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    if path.suffix == ".safetensors":
-        weights, header = _read_safetensors(path)
-    else:
-        header = load_checkpoint(path)
-        weights = header["model"]
-    config = Config.from_dict(header["config"])
-    taxonomy = make_taxonomy(header["taxonomy"])
-    model = build_model(config, len(taxonomy.names), pretrained=False)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit the configuration: {error}") from error
-    return TrainedModel(model.eval(), config, taxonomy)
+    found = list_checkpoints(Path(options.output))
+    if options.resume == "auto":
+        return found[-1] if found else None
+    if options.resume:
+        return Path(options.resume)
+    if found and not options.overwrite:
+        raise ValueError(
+            f"train.output: {options.output} already holds a run; continue it with "
+            "--train.resume auto, replace it with --train.overwrite true, or choose another folder"
+        )
+    for old in found:
+        old.unlink()
+    return None
 
 
-def make_taxonomy(described: dict[str, list[Any]]) -> Taxonomy:
-    """The inverse of ``describe_taxonomy``."""
-    return Taxonomy(
-        names=tuple(described["names"]),
-        palette=tuple(tuple(colour) for colour in described["palette"]),
-    )
+def random_state() -> dict[str, Any]:
+    """State of the generators that dropout draws from."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
-    if "pspfast" not in metadata:
-        raise ValueError(f"{path}: expected weights of pspfast train, got another safetensors file")
-    return weights, json.loads(metadata["pspfast"])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def set_random_state(state: dict[str, Any]) -> None:
+    """The inverse of ``random_state``; generators of GPUs that were not there stay as they are."""
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

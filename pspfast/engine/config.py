@@ -30,7 +30,7 @@ class ModelConfig:
     pretrained: str | None = None
     """File of ImageNet weights in semseg's or torchvision's layout."""
     stem: Literal["deep", "deep_narrow", "7x7"] = "deep"
-    """First layers: 3x3 with 64-64-128 channels (semseg) or 32-32-64 (mmseg), or 7x7 (torchvision)."""
+    """First layers: 3x3 with 64-64-128 (semseg) or 32-32-64 channels (mmseg), or 7x7 (torchvision)."""
     dilation: Literal["uniform", "contracted"] = "uniform"
     """Whether the first block of a dilated stage has the full dilation (semseg) or half (mmseg)."""
     align_corners: bool = True
@@ -49,12 +49,12 @@ class DataConfig:
     """Images and labels, as list files ("image label" per line) or as pairs of folders."""
 
     train_list: str | None = None
-    """List file of the training samples; relative paths are relative to root."""
+    """List file of the training samples."""
     val_list: str | None = None
     """List file of the validation samples."""
     root: str | None = None
-    """Folder of the paths in the lists, of the list files and of the folders below, where these are
-    relative; the default is the list file's own folder."""
+    """Folder that the paths in the lists and the folders below are relative to, and where a list
+    file is looked for that is not found as given; the default is the list file's own folder."""
     train_images: str | None = None
     """Folder of the training images, when there is no list."""
     train_labels: str | None = None
@@ -194,7 +194,7 @@ class EvalConfig:
     list: str | None = None
     """List file of the samples, "image label" per line."""
     root: str | None = None
-    """Folder of the paths in the list; the default is the list file's own folder."""
+    """Folder that the paths are relative to; the default is the list file's own folder."""
     images: str | None = None
     """Folder of the images, when there is no list."""
     labels: str | None = None
@@ -214,8 +214,10 @@ class EvalConfig:
 
 @dataclass
 class PredictConfig:
-    """The model and where the label maps go."""
+    """The images, the model, and where the label maps go."""
 
+    images: list[str]
+    """Image files, with different stems."""
     checkpoint: str
     """File of a training run: best.safetensors, final.safetensors or checkpoint-*.pt."""
     output: str = "predictions"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
+from tqdm import tqdm
 
+from pspfast.data import EvalTransform, SegmentationDataset, Taxonomy
+from pspfast.engine.config import EvalConfig
+from pspfast.engine.inputs import checked_samples, make_loader
+from pspfast.engine.weights import load_model
 from pspfast.models import PSPNet
 
 
@@ -71,12 +76,40 @@ class Scores:
         return "\n".join([*lines, "", f"pixel accuracy {100 * self.pixel_accuracy:.1f}"])
 
 
-def make_confusion(classes: int, ignore_index: int, device: Any) -> MulticlassConfusionMatrix:
+def evaluate_files(options: EvalConfig) -> tuple[Scores, Taxonomy]:
+    """Scores a trained model on labelled images.
+
+    Returns:
+        The scores, and the classes that the model was trained for.
+
+    Raises:
+        ValueError, FileNotFoundError: checkpoint or data are wrong; before anything is evaluated.
+    """
+    trained = load_model(options.checkpoint)
+    classes, ignore_index = trained.taxonomy.num_classes, trained.config.data.ignore_index
+    samples = checked_samples(
+        options.list, options.images, options.labels, options.root, classes, ignore_index
+    )
+    accelerator = Accelerator(mixed_precision=options.precision)
+    loader = make_loader(
+        SegmentationDataset(samples, EvalTransform()),
+        [[i] for i in range(len(samples))],
+        options.workers,
+    )
+    confusion = make_confusion(classes, ignore_index, accelerator.device)
+    bar = tqdm(loader, desc="evaluate", unit=" images", disable=None)
+    with accelerator.autocast():
+        scores = evaluate(trained.model.to(accelerator.device), bar, confusion, accelerator.device)
+    return scores, trained.taxonomy
+
+
+def make_confusion(
+    classes: int, ignore_index: int, device: torch.device
+) -> MulticlassConfusionMatrix:
     """Confusion matrix that accumulates on the device and sums over processes in ``compute``."""
     # Labels are checked before training and evaluation; checking each batch would synchronise.
-    return MulticlassConfusionMatrix(
-        classes, ignore_index=ignore_index, validate_args=False
-    ).to(device)
+    matrix = MulticlassConfusionMatrix(classes, ignore_index=ignore_index, validate_args=False)
+    return matrix.to(device)
 
 
 @torch.inference_mode()

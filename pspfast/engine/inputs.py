@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pspfast.data import (
     CLASSES,
@@ -19,7 +21,22 @@ from pspfast.data import (
     folder_samples,
     list_file_samples,
 )
-from pspfast.engine.config import AugmentConfig, DataConfig
+from pspfast.engine.config import Config, DataConfig
+
+
+class ImageSet(Protocol):
+    """What a run needs of a data set; ``SegmentationDataset`` and ``SceneDataset`` have it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image float32 ``[3, h, w]``, normalised, and labels int64 ``[h, w]``."""
+
+    def load(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image ``[3, H, W]`` and labels ``[H, W]`` in uint8, before any transform."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the augmentation of the items read from now on."""
 
 
 def choose_taxonomy(classes: str | int) -> Taxonomy:
@@ -35,79 +52,87 @@ def choose_taxonomy(classes: str | int) -> Taxonomy:
 
 def find_samples(
     data: DataConfig, split: Literal["train", "val"], classes: int
-) -> list[tuple[Path, Path]]:
+) -> list[tuple[Path, Path | None]]:
     """Pairs of image and label files, each opened and checked; empty when the split is not given.
 
     Raises:
         ValueError: a file is broken, sizes differ, a label is no class, or the list is empty.
         FileNotFoundError: a file is missing.
     """
-    root = Path(data.root) if data.root else None
-    list_file, images = getattr(data, f"{split}_list"), getattr(data, f"{split}_images")
+    list_file, images, labels = (
+        getattr(data, f"{split}_{name}") for name in ("list", "images", "labels")
+    )
+    if not list_file and not images:
+        return []
+    return checked_samples(list_file, images, labels, data.root, classes, data.ignore_index)
+
+
+def checked_samples(
+    list_file: str | None,
+    images: str | None,
+    labels: str | None,
+    root: str | None,
+    classes: int,
+    ignore_index: int,
+) -> list[tuple[Path, Path | None]]:
+    """Samples of a list file or of two folders, see ``DataConfig``; raises as ``find_samples``."""
     if list_file:
         path = Path(list_file)
         if root and not path.exists():
             path = root / path
         samples = list_file_samples(path, root)
-    elif images:
-        base = root or Path()
-        samples = folder_samples(base / images, base / getattr(data, f"{split}_labels"))
     else:
-        return []
-    check_samples(samples, classes, data.ignore_index)
+        base = Path(root or "")
+        samples = folder_samples(base / images, base / labels)
+    check_samples(samples, classes, ignore_index, progress=sys.stderr.isatty())
     return samples
 
 
-def make_train_set(
-    data: DataConfig, augment: AugmentConfig, classes: int, seed: int
-) -> SegmentationDataset:
-    samples = find_samples(data, "train", classes)
+def make_train_set(config: Config, classes: int) -> SegmentationDataset:
+    """The training samples with their augmentation; raises as ``find_samples``."""
+    samples = find_samples(config.data, "train", classes)
     if not samples:
         raise ValueError("data: expected train_list or train_images with train_labels, got neither")
-    return SegmentationDataset(samples, make_train_transform(data, augment), seed=seed)
+    return SegmentationDataset(samples, make_train_transform(config), seed=config.train.seed)
 
 
-def make_train_transform(data: DataConfig, augment: AugmentConfig) -> TrainTransform:
-    return TrainTransform(**vars(augment), ignore_index=data.ignore_index)
+def make_train_transform(config: Config) -> TrainTransform:
+    """The augmentation of a configuration."""
+    return TrainTransform(**vars(config.augment), ignore_index=config.data.ignore_index)
 
 
 def make_val_set(data: DataConfig, classes: int) -> SegmentationDataset | None:
+    """The whole validation images, if there are any; raises as ``find_samples``."""
     samples = find_samples(data, "val", classes)
     return SegmentationDataset(samples, EvalTransform()) if samples else None
 
 
-def train_batches(
-    dataset: Dataset[Any], batch_size: int, workers: int, seed: int, epoch: int, skip: int = 0,
-    rank: int = 0, world_size: int = 1,
-) -> DataLoader[Any]:
-    """Batches of one epoch in an order that depends on seed and epoch alone.
+def steps_per_epoch(dataset: ImageSet, batch_size: int, world_size: int) -> int:
+    """Whole batches in a data set; the samples of an incomplete one wait for another epoch."""
+    if batch_size % world_size:
+        raise ValueError(
+            f"train.batch_size: expected a multiple of the {world_size} processes, got {batch_size}"
+        )
+    if len(dataset) < batch_size:
+        raise ValueError(
+            f"train.batch_size: expected at most the {len(dataset)} training samples, "
+            f"got {batch_size}"
+        )
+    return len(dataset) // batch_size
 
-    Args:
-        dataset: with ``set_epoch``.
-        batch_size: images per step, over all processes.
-        workers: loading processes.
-        seed: of the order.
-        epoch: from 0.
-        skip: steps of the epoch that are done.
-        rank: this process, which takes its part of every batch.
-        world_size: number of processes; divides ``batch_size``.
+
+def train_batches(samples: int, batch_size: int, seed: int, world_size: int = 1) -> Tensor:
+    """Shuffled sample indices ``[steps, world_size, batch_size / world_size]``.
+
+    The order depends on the seed alone, so that an epoch can be resumed at any of its steps.
     """
-    dataset.set_epoch(epoch)
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed + epoch))
-    steps = len(dataset) // batch_size
-    batches = order[: steps * batch_size].view(steps, world_size, batch_size // world_size)
-    return _loader(dataset, batches[skip:, rank].tolist(), workers)
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    steps = samples // batch_size
+    return order[: steps * batch_size].view(steps, world_size, -1)
 
 
-def val_batches(
-    dataset: Dataset[Any], workers: int, rank: int = 0, world_size: int = 1
-) -> DataLoader[Any]:
-    """Single images, since sizes may differ; every process takes its own part of the set."""
-    part = Subset(dataset, range(rank, len(dataset), world_size))
-    return _loader(part, [[i] for i in range(len(part))], workers)
-
-
-def _loader(dataset: Dataset[Any], batches: list[list[int]], workers: int) -> DataLoader[Any]:
+def make_loader(dataset: ImageSet, batches: list[list[int]], workers: int) -> DataLoader[Any]:
+    """Loads the given batches of sample indices, in this order."""
     return DataLoader(
         dataset,
         batch_sampler=batches,

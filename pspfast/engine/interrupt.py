@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 
-class TrainingInterrupted(Exception):
+class TrainingInterrupted(KeyboardInterrupt):
     """Training stopped on a signal, after it wrote ``checkpoint``.
 
     Args:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+
+from pspfast.engine.checkpoint import atomic_open
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -19,39 +20,55 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def describe(record: dict[str, Any]) -> str:
+    """The line that the terminal shows for the record of an epoch."""
+    text = (
+        f"epoch {record['epoch']}  loss {record['loss']:.3f}  "
+        f"train mIoU {record['train_mIoU']:.3f}  {record['images_per_second']:.1f} images/s"
+    )
+    if "mIoU" in record:
+        text += (
+            f"  | validation mIoU {record['mIoU']:.3f}  mAcc {record['mAcc']:.3f}  "
+            f"pixel acc {record['pixel_acc']:.3f}"
+        )
+    return text
+
+
 class RunLog:
     """Writer of the records of one run.
 
     Args:
         folder: where to.
-        iteration: where the run starts; later records of an earlier start are dropped.
+        iteration: where the run starts; later records, of an earlier start, are dropped.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
         self._path = folder / "log.jsonl"
-        kept = [r for r in read_log(folder) if r["iteration"] <= iteration]
-        partial = self._path.with_name("log.jsonl.tmp")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        os.replace(partial, self._path)
+        kept = [record for record in read_log(folder) if record["iteration"] <= iteration]
+        with atomic_open(self._path) as file:
+            file.writelines(_json_line(record) for record in kept)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Appends the record of an epoch; its floats also go to TensorBoard."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if isinstance(value, float):
-                self._events.add_scalar(name, value, record["iteration"])
+        with open(self._path, "ab") as file:
+            file.write(_json_line(record))
+        floats = {f"epoch/{name}": v for name, v in record.items() if isinstance(v, float)}
+        self.step(floats, record["iteration"])
         self._events.flush()
 
     def step(self, scalars: dict[str, float], iteration: int) -> None:
-        """Scalars within an epoch, to TensorBoard alone."""
+        """Scalars for TensorBoard alone."""
         for name, value in scalars.items():
             self._events.add_scalar(name, value, iteration)
 
     def picture(self, name: str, pixels: np.ndarray, iteration: int) -> None:
-        """A picture ``[h, w, 3]`` in uint8, to TensorBoard."""
+        """A picture ``[h, w, 3]`` in uint8, for TensorBoard."""
         self._events.add_image(name, pixels, iteration, dataformats="HWC")
 
     def close(self) -> None:
         self._events.close()
+
+
+def _json_line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

@@ -14,73 +14,72 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from pspfast.data import Taxonomy, colorize
 from pspfast.engine.checkpoint import (
-    build_model,
-    describe_taxonomy,
-    list_checkpoints,
+    find_resume,
     load_checkpoint,
+    random_state,
     save_checkpoint,
-    save_weights,
+    set_random_state,
 )
 from pspfast.engine.config import Config
 from pspfast.engine.evaluate import Scores, evaluate, make_confusion
 from pspfast.engine.inputs import (
+    ImageSet,
     choose_taxonomy,
+    make_loader,
     make_train_set,
     make_val_set,
+    steps_per_epoch,
     train_batches,
-    val_batches,
 )
 from pspfast.engine.interrupt import StopRequest, TrainingInterrupted
-from pspfast.engine.log import RunLog
+from pspfast.engine.log import RunLog, describe
 from pspfast.engine.optimizer import make_optimizer, make_schedule
+from pspfast.engine.predict import segment_item
+from pspfast.engine.weights import build_model, describe_taxonomy, save_weights
 from pspfast.models import PSPNet
 
 _REPORT_STEPS = 10  # reading the loss waits for the device, so not at every step
-_PICTURES = 3
+_PICTURES = 3  # validation samples shown in TensorBoard
 
 
 def train(config: Config) -> Scores | None:
     """Trains on the data of a configuration.
 
     Returns:
-        The validation scores after the last epoch; None without validation data.
+        The validation scores after the last epoch; None without validation data, or when the run
+        was complete already.
 
     Raises:
         ValueError, FileNotFoundError: options, data or checkpoint are wrong; before any training.
+        FloatingPointError: the loss is not finite any more.
         TrainingInterrupted: a signal stopped it.
     """
     taxonomy = choose_taxonomy(config.data.classes)
-    classes = len(taxonomy.names)
-    train_set = make_train_set(config.data, config.augment, classes, config.train.seed)
-    val_set = make_val_set(config.data, classes)
+    train_set = make_train_set(config, taxonomy.num_classes)
+    val_set = make_val_set(config.data, taxonomy.num_classes)
     return Trainer(config, train_set, val_set, taxonomy).fit()
 
 
 class Trainer:
     """One run.
 
-    ``epoch`` and ``step`` are the position: ``step`` steps of ``epoch`` are done. All steps done
-    and the epoch not advanced means that its validation is outstanding.
+    Its position is ``epoch`` and ``step``: ``step`` steps of ``epoch`` are done. When all are done
+    and the epoch has not advanced, its validation is outstanding.
 
     Args:
-        config: all options.
-        train_set: items ``(image [3, h, w], labels [h, w])`` of one size; has ``set_epoch``.
+        config: all options; of the data section only ``ignore_index`` and ``workers`` count.
+        train_set: items of one size.
         val_set: items of any size, or None.
         taxonomy: the classes.
     """
 
     def __init__(
-        self,
-        config: Config,
-        train_set: Dataset[Any],
-        val_set: Dataset[Any] | None,
-        taxonomy: Taxonomy,
+        self, config: Config, train_set: ImageSet, val_set: ImageSet | None, taxonomy: Taxonomy
     ) -> None:
         options = config.train
         self.config, self.taxonomy = config, taxonomy
@@ -88,24 +87,31 @@ class Trainer:
         self.folder = Path(options.output)
         self.accelerator = Accelerator(mixed_precision=options.precision)
         self.device = self.accelerator.device
-        self.is_main = self.accelerator.is_main_process
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.memory_format = (
             torch.channels_last if options.channels_last else torch.contiguous_format
         )
-        self.steps = self._steps_per_epoch()
+        self.steps = steps_per_epoch(train_set, options.batch_size, self.world_size)
         self.epoch = self.step = 0
         self.best_mean_iou = -math.inf
+        self.record: dict[str, Any] = {}
+        self.log: RunLog | None = None
 
         # One seed for the weights of all processes, then one for each process's dropout.
         set_seed(options.seed)
-        model = build_model(config, len(taxonomy.names)).to(memory_format=self.memory_format)
-        if self.accelerator.num_processes > 1:
+        model = build_model(config, taxonomy.num_classes).to(memory_format=self.memory_format)
+        set_seed(options.seed, device_specific=True)
+        if self.world_size > 1 and self.device.type != "cpu":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         optimizer = make_optimizer(model, options)
         self.schedule = make_schedule(optimizer, options.epochs * self.steps, options.power)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        set_seed(options.seed, device_specific=True)
-        self._claim_folder()
+        self.bare_model: PSPNet = self.accelerator.unwrap_model(self.model)
+
+        with self.accelerator.main_process_first():
+            resume = find_resume(options)
+        if resume:
+            self._restore(load_checkpoint(resume), resume)
 
     @property
     def iteration(self) -> int:
@@ -116,19 +122,26 @@ class Trainer:
         """Trains to the last epoch; see ``train``."""
         options = self.config.train
         scores = None
-        self.log = RunLog(self.folder, self.iteration) if self.is_main else None
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.config.save(self.folder / "config.yaml")
+            self.log = RunLog(self.folder, self.iteration)
         bar = tqdm(
             total=options.epochs * self.steps * options.batch_size,
             initial=self.iteration * options.batch_size,
-            unit="image",
+            unit=" images",
             smoothing=0.05,
-            disable=None if self.is_main else True,
+            disable=self._bar_disabled,
         )
         with bar, StopRequest() as self.stop:
             try:
                 while self.epoch < options.epochs:
-                    record = self._train_epoch(bar)
-                    scores = self._finish_epoch(record, bar)
+                    if self._stopping():
+                        raise _Stop
+                    bar.set_description(f"epoch {self.epoch + 1}/{options.epochs}")
+                    if self.step < self.steps:
+                        self._train_epoch(bar)
+                    scores = self._finish_epoch(bar)
             except _Stop:
                 raise TrainingInterrupted(self.save(), self._resume_command()) from None
             finally:
@@ -136,24 +149,81 @@ class Trainer:
                     self.log.close()
         return scores
 
-    def _train_epoch(self, bar: tqdm[Any]) -> dict[str, Any]:
+    def validate(self) -> Scores:
+        """Scores whole validation images, and sends some of them to TensorBoard."""
+        # Single images, since sizes may differ.
+        batches = [[i] for i in range(self.rank, len(self.val_set), self.world_size)]
+        loader = make_loader(self.val_set, batches, self.config.data.workers)
+        bar = tqdm(loader, desc="validation", leave=False, disable=self._bar_disabled)
+        # Processes have different numbers of images, so they could not agree on where to stop.
+        stoppable = self._until_stopped(bar) if self.world_size == 1 else bar
+        with self.accelerator.autocast():
+            scores = evaluate(
+                self.bare_model, stoppable, self._confusion(), self.device, self.memory_format
+            )
+            if self.log:
+                for i in range(min(_PICTURES, len(self.val_set))):
+                    self.log.picture(f"validation/{i}", self._picture(i), self.iteration)
+        return scores
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the position; every process calls it."""
+        random_states = gather_object([random_state()])
+        path = self.folder / f"checkpoint-{self.iteration:08d}.pt"
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "model": self.bare_model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": scaler.state_dict() if scaler else None,
+                "random": random_states,
+                "epoch": self.epoch,
+                "step": self.step,
+                "steps_per_epoch": self.steps,
+                "iteration": self.iteration,
+                "record": self.record,
+                "best_mIoU": self.best_mean_iou,
+                "config": self.config.to_dict(),
+                "taxonomy": describe_taxonomy(self.taxonomy),
+            }
+            path = save_checkpoint(self.folder, state, self.config.train.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _restore(self, state: dict[str, Any], path: Path) -> None:
+        here = {
+            "model": self.config.to_dict()["model"],
+            "classes": describe_taxonomy(self.taxonomy),
+            "steps per epoch": self.steps,
+        }
+        there = state["config"]["model"], state["taxonomy"], state["steps_per_epoch"]
+        for (name, value), saved in zip(here.items(), there, strict=True):
+            if saved != value:
+                raise ValueError(f"{path}: cannot continue: {name} was {saved}, now it is {value}")
+        self.bare_model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.record = state["epoch"], state["step"], state["record"]
+        self.best_mean_iou = state["best_mIoU"]
+        if len(state["random"]) == self.world_size:
+            set_random_state(state["random"][self.rank])
+
+    def _train_epoch(self, bar: tqdm[Any]) -> None:
         options = self.config.train
         stride = 8 // self.config.model.zoom_factor
+        self.train_set.set_epoch(self.epoch)
         batches = train_batches(
-            self.train_set,
-            options.batch_size,
-            self.config.data.workers,
-            options.seed,
-            self.epoch,
-            skip=self.step,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
+            len(self.train_set), options.batch_size, options.seed + self.epoch, self.world_size
+        )[self.step :, self.rank]
+        loader = make_loader(self.train_set, batches.tolist(), self.config.data.workers)
         confusion = self._confusion()
-        loss_sum, done, start = torch.zeros((), device=self.device), 0, time.perf_counter()
-        bar.set_description(f"epoch {self.epoch + 1}/{options.epochs}")
+        first, start = self.step, time.perf_counter()
+        loss_sum = torch.zeros((), device=self.device)
         self.model.train()
-        for images, labels in self._until_stopped(batches):
+        for images, labels in loader:
             images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
             labels = labels[:, ::stride, ::stride].to(self.device, non_blocking=True)
             predicted, main_loss, aux_loss = self.model(images, labels)
@@ -163,35 +233,37 @@ class Trainer:
             self.optimizer.zero_grad()
             self.schedule.step()
             self.step += 1
-            done += 1
             loss_sum += loss.detach()
             confusion.update(predicted, labels)
             bar.update(options.batch_size)
-            if done % _REPORT_STEPS == 1 or self.step == self.steps:
+            if self.step % _REPORT_STEPS == 0 or self.step == self.steps:
                 self._report(bar, loss, Scores(confusion.compute()))
+            # After the last step the epoch's record is completed first.
+            if self.step < self.steps and self._stopping():
+                raise _Stop
         seconds = time.perf_counter() - start
-        return {
-            "loss": (loss_sum / done).item() if done else math.nan,
+        self.record = {
+            "loss": loss_sum.item() / (self.step - first),
             "train_mIoU": Scores(confusion.compute()).mean_iou,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": done * options.batch_size / seconds,
+            "images_per_second": (self.step - first) * options.batch_size / seconds,
             "seconds": seconds,
         }
 
-    def _finish_epoch(self, record: dict[str, Any], bar: tqdm[Any]) -> Scores | None:
+    def _finish_epoch(self, bar: tqdm[Any]) -> Scores | None:
         options = self.config.train
         last = self.epoch + 1 == options.epochs
-        record = {"epoch": self.epoch + 1, "iteration": self.iteration, **record}
+        record = {"epoch": self.epoch + 1, "iteration": self.iteration, **self.record}
         scores = None
         if self.val_set is not None and (last or (self.epoch + 1) % options.eval_every == 0):
             start = time.perf_counter()
             scores = self.validate()
             record |= {**scores.summary(), "val_seconds": time.perf_counter() - start}
         self.epoch, self.step = self.epoch + 1, 0
-        if self.is_main:
-            bar.write(_line(record, options.epochs))
+        if self.log:
+            bar.write(describe(record))
             self.log.epoch(record)
-        if scores and not scores.mean_iou <= self.best_mean_iou:
+        if scores and scores.mean_iou > self.best_mean_iou:
             self.best_mean_iou = scores.mean_iou
             self._save_weights("best", record)
         if last:
@@ -199,141 +271,6 @@ class Trainer:
         if last or self.epoch % options.save_every == 0:
             self.save()
         return scores
-
-    def validate(self) -> Scores:
-        """Scores whole validation images, and sends some to TensorBoard."""
-        model = self._bare_model()
-        batches = val_batches(
-            self.val_set,
-            self.config.data.workers,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        bar = tqdm(
-            batches, desc="validation", leave=False, disable=None if self.is_main else True
-        )
-        with self.accelerator.autocast():
-            scores = evaluate(
-                model, self._until_stopped(bar), self._confusion(), self.device, self.memory_format
-            )
-            if self.log:
-                for i in range(min(_PICTURES, len(self.val_set))):
-                    self.log.picture(f"val/{i}", self._picture(model, i), self.iteration)
-        return scores
-
-    def save(self) -> Path:
-        """Writes a checkpoint of the current position; called by every process."""
-        random_states = gather_object([_random_state()])
-        scaler = self.accelerator.scaler
-        path = self.folder / f"checkpoint-{self.iteration:08d}.pt"
-        if self.is_main:
-            state = {
-                "model": self._bare_model().state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": scaler.state_dict() if scaler else None,
-                "random": random_states,
-                "epoch": self.epoch,
-                "step": self.step,
-                "steps_per_epoch": self.steps,
-                "iteration": self.iteration,
-                "best_mIoU": self.best_mean_iou,
-                "config": self.config.to_dict(),
-                "taxonomy": describe_taxonomy(self.taxonomy),
-            }
-            path = save_checkpoint(self.folder, state, self.config.train.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-        return path
-
-    def _claim_folder(self) -> None:
-        options = self.config.train
-        found = list_checkpoints(self.folder)
-        if options.resume == "auto":
-            resume = found[-1] if found else None
-        else:
-            resume = Path(options.resume) if options.resume else None
-            if found and not resume and not options.overwrite:
-                raise ValueError(
-                    f"train.output: {self.folder} already holds a run; continue it with "
-                    "--train.resume auto, replace it with --train.overwrite true, or choose "
-                    "another folder"
-                )
-        if resume:
-            self._restore(load_checkpoint(resume), resume)
-        if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for old in [] if resume else found:
-                old.unlink()
-            self.config.save(self.folder / "config.yaml")
-
-    def _restore(self, state: dict[str, Any], path: Path) -> None:
-        here = {
-            "model": self.config.to_dict()["model"],
-            "taxonomy": describe_taxonomy(self.taxonomy),
-            "steps_per_epoch": self.steps,
-        }
-        there = {**state, "model": state["config"]["model"]}
-        for name, value in here.items():
-            if there[name] != value:
-                raise ValueError(
-                    f"{path}: cannot continue: {name} was {there[name]}, now it is {value}"
-                )
-        self._bare_model().load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.best_mean_iou = state["best_mIoU"]
-        rank = self.accelerator.process_index
-        if len(state["random"]) == self.accelerator.num_processes:
-            _set_random_state(state["random"][rank])
-
-    def _save_weights(self, name: str, record: dict[str, Any]) -> None:
-        if self.is_main:
-            weights = self._bare_model().state_dict()
-            path = self.folder / f"{name}.safetensors"
-            save_weights(path, weights, self.config, self.taxonomy, {"record": record})
-
-    def _bare_model(self) -> PSPNet:
-        return self.accelerator.unwrap_model(self.model)
-
-    def _confusion(self) -> MulticlassConfusionMatrix:
-        ignore_index = self.config.data.ignore_index
-        return make_confusion(self.taxonomy.num_classes, ignore_index, self.device)
-
-    def _steps_per_epoch(self) -> int:
-        options, processes = self.config.train, self.accelerator.num_processes
-        if options.batch_size % processes:
-            raise ValueError(
-                f"train.batch_size: expected a multiple of the {processes} processes, "
-                f"got {options.batch_size}"
-            )
-        steps = len(self.train_set) // options.batch_size
-        if not steps:
-            raise ValueError(
-                f"train.batch_size: expected at most the {len(self.train_set)} training samples, "
-                f"got {options.batch_size}"
-            )
-        return steps
-
-    def _until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
-            yield batch
-            if self._stopping():
-                raise _Stop
-
-    def _stopping(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self.stop.requested
-        # The signal reaches the processes at different steps; they agree on one.
-        if self.stop.requested:
-            self.accelerator.set_trigger()
-        return self.accelerator.check_trigger()
-
-    def _resume_command(self) -> str:
-        config = self.folder / "config.yaml"
-        return shlex.join(["pspfast", "train", "--config", str(config), "--train.resume", "auto"])
 
     def _report(self, bar: tqdm[Any], loss: Tensor, scores: Scores) -> None:
         value = loss.item()
@@ -346,35 +283,44 @@ class Trainer:
             lr = self.optimizer.param_groups[0]["lr"]
             self.log.step({"step/loss": value, "step/lr": lr}, self.iteration)
 
-    def _picture(self, model: PSPNet, index: int) -> np.ndarray:
+    def _save_weights(self, name: str, record: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            path = self.folder / f"{name}.safetensors"
+            weights = self.bare_model.state_dict()
+            save_weights(path, weights, self.config, self.taxonomy, {"record": record})
+
+    def _picture(self, index: int) -> np.ndarray:
         """Image, labels and prediction side by side ``[h, 3w, 3]``."""
-        image, labels = self.val_set[index]
-        predicted = model.predict(image[None].to(self.device))[0].cpu()
-        pixels = self.val_set.load(index)[0].permute(1, 2, 0).numpy()
-        return np.hstack([pixels, *(colorize(map_, self.taxonomy) for map_ in (labels, predicted))])
+        pixels, *maps = segment_item(self.bare_model, self.val_set, index, self.device)
+        return np.hstack([pixels, *(colorize(ids, self.taxonomy) for ids in maps)])
+
+    def _confusion(self) -> MulticlassConfusionMatrix:
+        ignore_index = self.config.data.ignore_index
+        return make_confusion(self.taxonomy.num_classes, ignore_index, self.device)
+
+    @property
+    def _bar_disabled(self) -> bool | None:
+        # None leaves it to tqdm, which shows bars on a terminal only.
+        return None if self.accelerator.is_main_process else True
+
+    def _until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            yield batch
+            if self._stopping():
+                raise _Stop
+
+    def _stopping(self) -> bool:
+        if self.world_size == 1:
+            return self.stop.requested
+        # The signal reaches the processes at different steps; they agree on one.
+        if self.stop.requested:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def _resume_command(self) -> str:
+        config = str(self.folder / "config.yaml")
+        return shlex.join(["pspfast", "train", "--config", config, "--train.resume", "auto"])
 
 
 class _Stop(Exception):
     pass
-
-
-def _random_state() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _line(record: dict[str, Any], epochs: int) -> str:
-    text = (
-        f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.3f}  "
-        f"train mIoU {record['train_mIoU']:.3f}  {record['images_per_second']:.1f} images/s"
-    )
-    if "mIoU" in record:
-        text += (
-            f"  val mIoU {record['mIoU']:.3f}  mAcc {record['mAcc']:.3f}  "
-            f"pixel acc {record['pixel_acc']:.3f}"
-        )
-    return text

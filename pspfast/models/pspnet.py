@@ -71,6 +71,7 @@ class PSPNet(nn.Module):
                 "PSPNet: pretrained: expected False or the path of a file of ImageNet weights, "
                 "got True; no file is downloaded or looked for"
             )
+        self.classes = classes
         self.zoom_factor = zoom_factor
         self.use_ppm = use_ppm
         self.align_corners = align_corners
@@ -93,9 +94,7 @@ class PSPNet(nn.Module):
         self.cls = _classifier(channels, head_channels, classes, dropout)
         self.aux = _classifier(aux_in_channels, aux_channels, classes, dropout)
 
-    def forward(
-        self, x: Tensor, y: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Logits in evaluation; labels and losses in training.
 
         Args:
@@ -173,7 +172,7 @@ class PSPNet(nn.Module):
             )
         if y.device.type != "cpu" or torch.compiler.is_compiling():
             return
-        classes = self.cls[-1].out_channels
+        classes = self.classes
         wrong = y[((y < 0) | (y >= classes)) & (y != ignore)]
         if wrong.numel():
             raise ValueError(

@@ -50,10 +50,9 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = pyramid_pool(x, self.bins).split([b * b for b in self.bins], dim=2)
         maps = [x]
-        for b, level, (_, *reduce) in zip(self.bins, pooled, self.features, strict=True):
-            prior = level.unflatten(2, (b, b))
-            for layer in reduce:
-                prior = layer(prior)
+        for b, level, feature in zip(self.bins, pooled, self.features, strict=True):
+            _, conv, bn, relu = feature.children()
+            prior = relu(bn(conv(level.unflatten(2, (b, b)))))
             maps.append(
                 F.interpolate(prior, x.shape[2:], mode="bilinear", align_corners=self.align_corners)
             )

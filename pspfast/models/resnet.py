@@ -1,6 +1,6 @@
-"""ResNet backbones with dilated stages (He et al., arXiv 1512.03385; dilation as in PSPNet, arXiv 1612.01105 §3.3).
+"""ResNet backbones with dilated stages (arXiv 1512.03385; dilation: arXiv 1612.01105 §3.3).
 
-Parameter names inside a stage are those of torchvision and semseg, so that their ImageNet weights fit.
+Parameter names inside a stage are those of torchvision and semseg, whose ImageNet weights fit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution with a residual connection; the 3x3 carries stride and dilation."""
+    """1x1, 3x3 and 1x1 convolution with a residual connection; the 3x3 strides or dilates."""
 
     expansion = 4
 
@@ -93,7 +93,7 @@ def make_backbone(layers: int, stem: Stem, dilation: Dilation) -> tuple[list[nn.
     """
     block = BasicBlock if layers in (18, 34) else Bottleneck
     if stem == "7x7":
-        widths = (64,)
+        widths: tuple[int, ...] = (64,)
         convs = [nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)]
     else:
         widths = _DEEP_STEMS[stem]

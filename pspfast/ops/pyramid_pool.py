@@ -1,4 +1,4 @@
-"""All adaptive average pools of the pyramid in one read of the map (PSPNet, arXiv 1612.01105 §3.2)."""
+"""All adaptive average pools of the pyramid in one read of the map (arXiv 1612.01105 §3.2)."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def _check_inputs(x: Tensor, bins: Sequence[int]) -> None:
     if x.dim() != 4:
         raise ValueError(f"pyramid_pool: x: expected [N, C, H, W], got shape {list(x.shape)}")
     if not x.is_floating_point():
-        raise TypeError(
-            f"pyramid_pool: x: expected float32, float16 or bfloat16, got {x.dtype}"
-        )
+        raise TypeError(f"pyramid_pool: x: expected float32, float16 or bfloat16, got {x.dtype}")
     height, width = x.shape[2:]
     if height < 1 or width < 1:
         raise ValueError(
@@ -114,9 +112,7 @@ def _register_autograd(forward_op: str, backward_op: str) -> None:
         op = getattr(torch.ops.pspfast, forward_op)
         return op(grad_grad, ctx.bins), None, None, None, None
 
-    torch.library.register_autograd(
-        f"pspfast::{forward_op}", backward, setup_context=setup_context
-    )
+    torch.library.register_autograd(f"pspfast::{forward_op}", backward, setup_context=setup_context)
     torch.library.register_autograd(
         f"pspfast::{backward_op}", double_backward, setup_context=setup_backward_context
     )

@@ -92,10 +92,12 @@ def test_image_and_label_stay_aligned():
         around = ids[None].float()
         high = torch.nn.functional.max_pool2d(around, 11, 1, 5)
         low = -torch.nn.functional.max_pool2d(-around, 11, 1, 5)
-        inside = (high == low)[0] & (ids != 255)
+        within = torch.zeros_like(ids, dtype=torch.bool)
+        within[5:-5, 5:-5] = True
+        inside = (high == low)[0] & (ids != 255) & within
         expected = ids.float() * 40
-        assert (values - expected)[:, inside].abs().max() < 5
-        ignored = (low == 255)[0]
+        assert (values - expected)[:, inside].abs().max() < 1.01
+        ignored = (low == 255)[0] & within
         mean = torch.tensor(IMAGENET_MEAN)[:, None] * 255
         if ignored.any():
             assert (values[:, ignored] - mean).abs().max() < 0.51

@@ -1,4 +1,4 @@
-"""An independent PSPNet: plain functions of a state_dict, in eager PyTorch, with semseg's conventions.
+"""An independent PSPNet: functions of a state_dict, in eager PyTorch, with semseg's conventions.
 
 Everything is computed in the dtype of the given weights; float64 makes it an oracle.
 """

@@ -3,11 +3,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from functional_pspnet import FunctionalPSPNet
 from torch import Tensor, nn
 
 from pspfast import PSPNet
-
-from functional_pspnet import FunctionalPSPNet
 
 # The smallest network, for what does not depend on size.
 TINY = {"layers": 18, "stem": "7x7", "head_channels": 8, "aux_channels": 8, "dropout": 0.0}
@@ -108,9 +107,7 @@ def test_training_gives_semsegs_numbers(use_ppm: bool, zoom_factor: int) -> None
     main_loss.backward()
 
     model = random_statistics(model).eval()
-    oracle = FunctionalPSPNet(
-        double(model.state_dict()), use_ppm=use_ppm, zoom_factor=zoom_factor
-    )
+    oracle = FunctionalPSPNet(double(model.state_dict()), use_ppm=use_ppm, zoom_factor=zoom_factor)
     got = model(x)
     assert got.shape[2:] == y.shape[1:]
     assert relative_difference(got, oracle(x.double())[0]) < 1e-5

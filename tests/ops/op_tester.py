@@ -1,7 +1,7 @@
 """What every op promises, tested once. A subclass named Test… says which op and on which inputs."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -45,8 +45,8 @@ class OpTester:
     `overloads` are the C++ ops behind it, for `opcheck`, as (op, shapes, arguments).
     """
 
-    cases: list[tuple[list[tuple[int, ...]], tuple[Any, ...]]]
-    overloads: list[tuple[Any, list[tuple[int, ...]], tuple[Any, ...]]]
+    cases: ClassVar[list[tuple[list[tuple[int, ...]], tuple[Any, ...]]]]
+    overloads: ClassVar[list[tuple[Any, list[tuple[int, ...]], tuple[Any, ...]]]]
 
     def op(self, *args: Any) -> Tensor:
         raise NotImplementedError
@@ -59,7 +59,9 @@ class OpTester:
             yield [torch.randn(shape, dtype=torch.float64) for shape in shapes], args
 
     @staticmethod
-    def forward_backward(function: Any, tensors: list[Tensor], args: tuple[Any, ...]) -> list[Tensor]:
+    def forward_backward(
+        function: Any, tensors: list[Tensor], args: tuple[Any, ...]
+    ) -> list[Tensor]:
         """The output, then the gradients for a fixed random gradient of the output."""
         leaves = [t.detach().requires_grad_() for t in tensors]
         output = function(*leaves, *args)
@@ -89,7 +91,9 @@ class OpTester:
                 ulp = torch.finfo(dtype).eps * expected.abs().max().item()
                 error = (got.double() - expected).abs().max().item()
                 bound = 2 * (other.double() - expected).abs().max().item() + ulp
-                assert error <= bound, f"{shapes_of(tensors)} {args}: error {error:.3g} > {bound:.3g}"
+                assert error <= bound, (
+                    f"{shapes_of(tensors)} {args}: error {error:.3g} > {bound:.3g}"
+                )
 
     @pytest.mark.parametrize("layout", [contiguous, channels_last])
     def test_memory_format_is_kept(self, layout: Any) -> None:

@@ -1,19 +1,18 @@
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_tester import OpTester
 from torch import Tensor
 
 import pspfast
 from pspfast.ops import pyramid_pool
-
-from op_tester import OpTester
 
 BINS = (1, 2, 3, 6)
 
@@ -23,7 +22,7 @@ def oracle(x: Tensor, bins: tuple[int, ...]) -> Tensor:
 
 
 class TestPyramidPool(OpTester):
-    cases = [
+    cases: ClassVar = [
         ([(2, 3, 4, 5)], (BINS,)),
         ([(1, 2, 7, 3)], ((3, 2),)),
         ([(2, 37, 12, 12)], (BINS,)),
@@ -35,7 +34,7 @@ class TestPyramidPool(OpTester):
         ([(1, 4, 130, 129)], ((1, 63),)),
         ([(0, 4, 8, 8)], (BINS,)),
     ]
-    overloads = [
+    overloads: ClassVar = [
         (torch.ops.pspfast.pyramid_pool, [(2, 3, 7, 5)], (BINS,)),
         (torch.ops.pspfast.pyramid_pool_backward, [(2, 3, 50)], (BINS, 7, 5, False)),
         (torch.ops.pspfast.pyramid_pool_backward, [(2, 3, 50)], (BINS, 7, 5, True)),

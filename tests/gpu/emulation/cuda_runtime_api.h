@@ -10,6 +10,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -32,6 +33,8 @@
 #define __launch_bounds__(...)
 #define PSPFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   emulation::launch([&] { kernel(__VA_ARGS__); }, grid, block, shared_bytes, stream)
+// So small that the loops over a grid which real sizes never enter run too.
+#define PSPFAST_MAX_GRID_X 3
 #define PSPFAST_SHARED(name) unsigned char* const name = emulation::shared_memory()
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
@@ -48,6 +51,7 @@ using std::min;
 namespace emulation {
 
 constexpr unsigned kWarpSize = 32;
+constexpr unsigned kMaxThreads = 1024;
 constexpr std::size_t kStackBytes = 128 * 1024;
 
 // The scheduler's own state, of which thread sanitizer must see neither the accesses nor an order that they make.
@@ -75,7 +79,6 @@ struct Launch {
   std::vector<Fiber>& fibers;
   Fiber* running = nullptr;
   ucontext_t scheduler{};
-  char order = 0;  // what barriers synchronise on, for thread sanitizer
 #ifdef __SANITIZE_THREAD__
   void* sanitizer = __tsan_get_current_fiber();
 #endif
@@ -83,17 +86,6 @@ struct Launch {
 
 inline Launch* current = nullptr;
 inline cudaError_t last_error = cudaSuccess;
-
-inline void arrive([[maybe_unused]] void* barrier) {
-#ifdef __SANITIZE_THREAD__
-  __tsan_release(barrier);
-#endif
-}
-inline void leave([[maybe_unused]] void* barrier) {
-#ifdef __SANITIZE_THREAD__
-  __tsan_acquire(barrier);
-#endif
-}
 
 EMULATION_HIDDEN inline void resume(Fiber& fiber) {
   current->running = &fiber;
@@ -113,15 +105,35 @@ EMULATION_HIDDEN inline void suspend(State state, unsigned mask = 0) {
   swapcontext(&fiber.context, &current->scheduler);
 }
 
-EMULATION_HIDDEN inline void* order_of_launch() { return &current->order; }
-// Shuffles and warp barriers order the threads of the mask alone.
-EMULATION_HIDDEN inline void* order_of_warp() { return &current->fibers[current->running->warp * kWarpSize].exchanged; }
-
 EMULATION_HIDDEN inline void run_fiber() {
-  leave(order_of_launch());
   current->kernel();
-  arrive(order_of_launch());
   suspend(State::kDone);
+}
+
+// Orders, for thread sanitizer, what these threads of [first, last) did before this call and what they do after it;
+// with_host orders the launch's caller too.
+EMULATION_HIDDEN inline void synchronise([[maybe_unused]] unsigned first, [[maybe_unused]] unsigned last,
+                                         [[maybe_unused]] unsigned lanes, [[maybe_unused]] bool with_host = false) {
+#ifdef __SANITIZE_THREAD__
+  // Plain loops: the library's iterators would be watched.
+  void* members[kMaxThreads + 1];
+  unsigned count = 0;
+  for (unsigned i = first; i < last; ++i) {
+    if (lanes >> current->fibers[i].lane & 1) members[count++] = current->fibers[i].sanitizer;
+  }
+  if (with_host) members[count++] = current->sanitizer;
+  // An object of the first member: the clocks that it keeps from earlier calls are known to all who meet here.
+  void* const meeting = &current->fibers[first + std::countr_zero(lanes)].exchanged;
+  for (unsigned i = 0; i < 2 * count; ++i) {
+    __tsan_switch_to_fiber(members[i % count], __tsan_switch_to_fiber_no_sync);
+    if (i < count) {
+      __tsan_release(meeting);
+    } else {
+      __tsan_acquire(meeting);
+    }
+  }
+  __tsan_switch_to_fiber(current->sanitizer, __tsan_switch_to_fiber_no_sync);
+#endif
 }
 
 EMULATION_HIDDEN inline bool all_wait(unsigned first, unsigned last, State state, unsigned lanes, unsigned mask) {
@@ -144,6 +156,7 @@ EMULATION_HIDDEN inline bool release_barriers() {
       fiber.state = State::kReady;
       released = true;
     }
+    synchronise(0, count, ~0u);
   }
   for (unsigned i = 0; i < count; ++i) {
     if (fibers[i].state != State::kAtWarpBarrier) continue;
@@ -154,6 +167,7 @@ EMULATION_HIDDEN inline bool release_barriers() {
     for (unsigned j = first; j < last; ++j) {
       if (mask >> fibers[j].lane & 1 && fibers[j].state == State::kAtWarpBarrier) fibers[j].state = State::kReady;
     }
+    synchronise(first, last, mask);
     released = true;
   }
   return released;
@@ -174,19 +188,21 @@ EMULATION_HIDDEN inline bool run_block(bool backwards) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, run_fiber, 0);
   }
+  synchronise(0, count, ~0u, true);
   do {
     for (unsigned i = 0; i < count; ++i) {
       Fiber& fiber = fibers[backwards ? count - 1 - i : i];
       if (fiber.state == State::kReady) resume(fiber);
     }
   } while (release_barriers());
+  synchronise(0, count, ~0u, true);
   return std::all_of(fibers.begin(), fibers.end(), [](const Fiber& fiber) { return fiber.state == State::kDone; });
 }
 
 inline void launch(std::function<void()> kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
                    cudaStream_t) {
   const unsigned threads = block.x * block.y * block.z;
-  if (threads == 0 || threads > 1024 || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 ||
+  if (threads == 0 || threads > kMaxThreads || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 ||
       grid.z == 0 || grid.z > 65535 || shared_bytes > 48 * 1024) {
     last_error = cudaErrorInvalidConfiguration;
     return;
@@ -206,14 +222,12 @@ inline void launch(std::function<void()> kernel, dim3 grid, dim3 block, std::siz
       for (unsigned x = 0; x < grid.x; ++x, ++index) {
         state.block_index = {x, y, z};
         std::memset(state.shared.get(), 0xff, shared_bytes);  // NaN in every floating-point type
-        arrive(&state.order);
         if (!run_block(index % 2 == 1)) {
           std::fprintf(stderr, "emulation: a barrier was not reached by all threads of block (%u, %u, %u)\n", x, y, z);
           last_error = cudaErrorLaunchFailure;
           current = nullptr;
           return;
         }
-        leave(&state.order);
       }
     }
   }
@@ -260,17 +274,9 @@ inline constexpr emulation::Coordinates<emulation::ReadGridSize> gridDim{};
 
 inline cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
 
-inline void __syncthreads() {
-  emulation::arrive(emulation::order_of_launch());
-  emulation::suspend(emulation::State::kAtBlockBarrier);
-  emulation::leave(emulation::order_of_launch());
-}
+inline void __syncthreads() { emulation::suspend(emulation::State::kAtBlockBarrier); }
 
-inline void __syncwarp(unsigned mask = 0xffffffffu) {
-  emulation::arrive(emulation::order_of_warp());
-  emulation::suspend(emulation::State::kAtWarpBarrier, mask);
-  emulation::leave(emulation::order_of_warp());
-}
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::suspend(emulation::State::kAtWarpBarrier, mask); }
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, unsigned lane) {

@@ -1,0 +1,70 @@
+"""How every benchmark measures: ours and its peers take turns in one process.
+
+A peer runs right before each round of ours, so that both see the same load, clock and caches. What
+counts is the ratio of the medians, printed as a table at the end; pytest-benchmark's own table
+shows the absolute times of ours.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+ROUNDS = 15
+WARMUP_ROUNDS = 3
+
+_rows: list[tuple[str, float, dict[str, float]]] = []
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def compare(
+    benchmark: BenchmarkFixture, request: pytest.FixtureRequest, device: torch.device
+) -> Callable[..., None]:
+    """``compare(ours, {"eager": function, ...})`` measures functions without arguments."""
+
+    def run(ours: Callable[[], object], peers: dict[str, Callable[[], object]]) -> None:
+        seconds: dict[str, list[float]] = {name: [] for name in peers}
+
+        def finish(function: Callable[[], object]) -> None:
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        def run_peers() -> None:
+            for name, peer in peers.items():
+                start = time.perf_counter()
+                finish(peer)
+                seconds[name].append(time.perf_counter() - start)
+
+        benchmark.pedantic(
+            finish, (ours,), setup=run_peers, rounds=ROUNDS, warmup_rounds=WARMUP_ROUNDS
+        )
+        mine = benchmark.stats.stats.median
+        medians = {name: statistics.median(s[WARMUP_ROUNDS:]) for name, s in seconds.items()}
+        for name, median in medians.items():
+            benchmark.extra_info[f"times as fast as {name}"] = median / mine
+        _rows.append((request.node.name, mine, medians))
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _rows:
+        return
+    terminalreporter.section("ours against its peers, medians")
+    for name, mine, medians in _rows:
+        ratios = ", ".join(
+            f"{peer} {1e3 * median:.2f} ms = {median / mine:.2f}x"
+            for peer, median in medians.items()
+        )
+        terminalreporter.write_line(f"{name}: {1e3 * mine:.2f} ms; {ratios}")

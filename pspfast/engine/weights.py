@@ -1,0 +1,104 @@
+"""Models from configurations and from files, and trained weights in safetensors files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from pspfast.data import Taxonomy
+from pspfast.engine.checkpoint import atomic_open, load_checkpoint
+from pspfast.engine.config import Config
+from pspfast.models import PSPNet
+
+
+@dataclass
+class TrainedModel:
+    """A model in evaluation mode, with what its training settled."""
+
+    model: PSPNet
+    config: Config
+    taxonomy: Taxonomy
+
+
+def build_model(config: Config, classes: int) -> PSPNet:
+    """The network of a configuration.
+
+    Args:
+        config: its model section and its ``data.ignore_index`` count.
+        classes: K.
+    """
+    options = dict(vars(config.model))
+    return PSPNet(
+        classes=classes,
+        criterion=nn.CrossEntropyLoss(ignore_index=config.data.ignore_index),
+        pretrained=options.pop("pretrained") or False,
+        **options,
+    )
+
+
+def describe_taxonomy(taxonomy: Taxonomy) -> dict[str, Any]:
+    """Plain lists, as a JSON file gives them back."""
+    return json.loads(json.dumps(asdict(taxonomy)))
+
+
+def save_weights(
+    path: Path, weights: dict[str, Tensor], config: Config, taxonomy: Taxonomy, note: dict[str, Any]
+) -> None:
+    """Writes a safetensors file from which ``load_model`` rebuilds the model by itself.
+
+    Args:
+        path: file to write.
+        weights: state_dict of the PSPNet.
+        config: options of the run.
+        taxonomy: the classes.
+        note: what else to keep, such as iteration and scores.
+    """
+    header = {"config": config.to_dict(), "taxonomy": asdict(taxonomy), **note}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    with atomic_open(path) as file:
+        file.write(serialize(tensors, metadata={"pspfast": json.dumps(header)}))
+
+
+def load_model(path: str | Path) -> TrainedModel:
+    """Rebuilds a model from a ``.safetensors`` file or a checkpoint of a training run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file was not written by ``pspfast train``, or is damaged.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        weights, header = _read_safetensors(path)
+    else:
+        header = load_checkpoint(path)
+        weights = header["model"]
+    config = Config.from_dict(header["config"])
+    config.model.pretrained = None
+    names, palette = header["taxonomy"]["names"], header["taxonomy"]["palette"]
+    taxonomy = Taxonomy(tuple(names), tuple((r, g, b) for r, g, b in palette))
+    model = build_model(config, len(names))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the weights do not fit the configuration: {error}") from error
+    return TrainedModel(model.eval(), config, taxonomy)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+    if "pspfast" not in metadata:
+        raise ValueError(f"{path}: not written by pspfast train")
+    return weights, json.loads(metadata["pspfast"])
