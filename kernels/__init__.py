@@ -1,0 +1,1 @@
+"""Triton kernels of the ops: any GPU that Triton serves, no nvcc needed."""

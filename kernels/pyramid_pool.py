@@ -1,1 +1,217 @@
-"""Placeholder until the kernels are written."""
+"""pyramid_pool in Triton: one read of x, backward one write; fixed order, bit-reproducible.
+
+A program takes a block of channels of one image. Between two neighbouring row edges of the pyramid,
+in a band, every bin holds all rows or none: rows are summed elementwise first, and the columns of
+a bin once a band. Backward likewise: the gradient of a band is gathered once and written to its rows.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from .geometry import bin_begin, bin_end, next_edge
+
+
+@triton.jit
+def _map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST: tl.constexpr):
+    """Offsets [columns, channels] of a row of a map [N, C, H, W]."""
+    if CHANNELS_LAST:
+        return ((i_n * height + row) * width + o_w)[:, None] * channels + o_c[None, :]
+    return ((i_n * channels + o_c) * height + row)[None, :] * width + o_w[:, None]
+
+
+@triton.jit
+def _pooled_offsets(i_n, o_c, o_s, channels, bin_count, CHANNELS_LAST: tl.constexpr):
+    """Offsets [bins, channels] of a pooled tensor [N, C, S]."""
+    if CHANNELS_LAST:
+        return (i_n * bin_count + o_s)[:, None] * channels + o_c[None, :]
+    return ((i_n * channels + o_c) * bin_count)[None, :] + o_s[:, None]
+
+
+@triton.jit
+def _place(i_program, channels, BLOCK_C: tl.constexpr):
+    """Image, channels and their mask of a program; int64, as all addresses are."""
+    i_program = i_program.to(tl.int64)
+    channel_blocks = tl.cdiv(channels, BLOCK_C)
+    o_c = i_program % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    return i_program // channel_blocks, o_c, o_c < channels
+
+
+@triton.jit
+def _fwd_kernel(
+    p_x,
+    p_pooled,
+    channels,
+    height,
+    width,
+    bin_count,
+    BINS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDTH_DIVISOR: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    width = tl.multiple_of(tl.cast(width, tl.int32), WIDTH_DIVISOR)
+    i_n, o_c, m_c = _place(tl.program_id(0), channels, BLOCK_C)
+    o_s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
+    b_sum = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    b_area = tl.zeros([BLOCK_S], tl.float32)
+    for first_w in range(0, width, BLOCK_W):
+        o_w = first_w + tl.arange(0, BLOCK_W)
+        m_x = (o_w < width)[:, None] & m_c[None, :]
+        row = 0
+        while row < height:
+            end = next_edge(row, height, BINS)
+            b_band = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+            for r in tl.range(row, end, num_stages=3):
+                o_x = _map_offsets(i_n, o_c, r, o_w, channels, height, width, CHANNELS_LAST)
+                b_band += tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
+            first = 0
+            for level in tl.static_range(len(BINS)):
+                bins = BINS[level]
+                u = (o_s - first) // bins
+                m_s = (o_s >= first) & (u >= bin_begin(row, bins, height))
+                m_s = m_s & (u < bin_end(row, bins, height))
+                for v in range(bins):
+                    begin = bin_begin(v, width, bins)
+                    m_w = (begin <= o_w) & (o_w < bin_end(v, width, bins))
+                    b_bin = tl.sum(tl.where(m_w[:, None], b_band, 0.0), axis=0)
+                    m_bin = m_s & ((o_s - first) % bins == v)
+                    b_sum += tl.where(m_bin[:, None], b_bin[None, :], 0.0)
+                first += bins * bins
+            row = end
+
+    first = 0
+    for level in tl.static_range(len(BINS)):
+        bins = BINS[level]
+        u = (o_s - first) // bins
+        v = (o_s - first) % bins
+        bin_rows = bin_end(u, height, bins) - bin_begin(u, height, bins)
+        bin_cols = bin_end(v, width, bins) - bin_begin(v, width, bins)
+        b_area = tl.where(o_s >= first, bin_rows.to(tl.float32) * bin_cols.to(tl.float32), b_area)
+        first += bins * bins
+    o_pooled = _pooled_offsets(i_n, o_c, o_s, channels, bin_count, CHANNELS_LAST)
+    b_pooled = (b_sum / b_area[:, None]).to(p_pooled.dtype.element_ty)
+    tl.store(p_pooled + o_pooled, b_pooled, mask=(o_s < bin_count)[:, None] & m_c[None, :])
+
+
+@triton.jit
+def _bwd_kernel(
+    p_grad,
+    p_grad_x,
+    channels,
+    height,
+    width,
+    bin_count,
+    BINS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDTH_DIVISOR: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    width = tl.multiple_of(tl.cast(width, tl.int32), WIDTH_DIVISOR)
+    i_n, o_c, m_c = _place(tl.program_id(0), channels, BLOCK_C)
+    for first_w in range(0, width, BLOCK_W):
+        o_w = first_w + tl.arange(0, BLOCK_W)
+        m_x = (o_w < width)[:, None] & m_c[None, :]
+        row = 0
+        while row < height:
+            end = next_edge(row, height, BINS)
+            b_band = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+            first = 0
+            for level in tl.static_range(len(BINS)):
+                bins = BINS[level]
+                for u in range(bin_begin(row, bins, height), bin_end(row, bins, height)):
+                    bin_rows = bin_end(u, height, bins) - bin_begin(u, height, bins)
+                    for v in range(bins):
+                        col_begin = bin_begin(v, width, bins)
+                        col_end = bin_end(v, width, bins)
+                        o_s = first + u * bins + v + tl.arange(0, 1)
+                        o_pooled = _pooled_offsets(
+                            i_n, o_c, o_s, channels, bin_count, CHANNELS_LAST
+                        )
+                        b_grad = tl.load(p_grad + o_pooled, mask=m_c[None, :], other=0.0)
+                        area = bin_rows.to(tl.float32) * (col_end - col_begin).to(tl.float32)
+                        m_w = (col_begin <= o_w) & (o_w < col_end)
+                        b_band += tl.where(m_w[:, None], b_grad.to(tl.float32) / area, 0.0)
+                first += bins * bins
+            b_grad_x = b_band.to(p_grad_x.dtype.element_ty)
+            for r in range(row, end):
+                o_x = _map_offsets(i_n, o_c, r, o_w, channels, height, width, CHANNELS_LAST)
+                tl.store(p_grad_x + o_x, b_grad_x, mask=m_x)
+            row = end
+
+
+def _blocks(batch: int, channels: int, width: int) -> tuple[int, int, int]:
+    """Channels and columns of a program, and the power of two that divides every row's offset."""
+    # 64 to 128 consecutive bytes of channels; fewer where they would not fill a large GPU.
+    block_c = 32 if batch * channels >= 32 * 256 else 16
+    block_w = 16 if width <= 16 else 32 if width <= 32 else 64
+    return block_c, block_w, next(d for d in (16, 8, 4, 2, 1) if width % d == 0)
+
+
+def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
+    """All adaptive average pools of x ``[N, C, H, W]``: ``[N, C, S]``, in memory as x is."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if not channels_last:
+        x = x.contiguous()
+    batch, channels, height, width = x.shape
+    bin_count = sum(b * b for b in bins)
+    if channels_last:
+        pooled = x.new_empty((batch, bin_count, channels)).transpose(1, 2)
+    else:
+        pooled = x.new_empty((batch, channels, bin_count))
+    block_c, block_w, divisor = _blocks(batch, channels, width)
+    # All bins of (1, 2, 3, 6) are one block of 64. More bins than 128 would not fit a program's
+    # registers: x is then read once for every 128.
+    block_s = 16 if bin_count <= 16 else 64 if bin_count <= 64 else 128
+    grid = (batch * -(-channels // block_c), -(-bin_count // block_s))
+    wrap_triton(_fwd_kernel)[grid](
+        x,
+        pooled,
+        channels,
+        height,
+        width,
+        bin_count,
+        BINS=tuple(bins),
+        CHANNELS_LAST=channels_last,
+        WIDTH_DIVISOR=divisor,
+        BLOCK_C=block_c,
+        BLOCK_W=block_w,
+        BLOCK_S=block_s,
+    )
+    return pooled
+
+
+def pyramid_pool_backward(
+    grad: Tensor, bins: Sequence[int], height: int, width: int, channels_last: bool
+) -> Tensor:
+    """Gradient ``[N, C, H, W]`` of x for the gradient ``[N, C, S]`` of its pools."""
+    batch, channels, bin_count = grad.shape
+    if channels_last:
+        grad = grad.transpose(1, 2).contiguous()
+        grad_x = grad.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+    else:
+        grad = grad.contiguous()
+        grad_x = grad.new_empty((batch, channels, height, width))
+    block_c, block_w, divisor = _blocks(batch, channels, width)
+    grid = (batch * -(-channels // block_c),)
+    wrap_triton(_bwd_kernel)[grid](
+        grad,
+        grad_x,
+        channels,
+        height,
+        width,
+        bin_count,
+        BINS=tuple(bins),
+        CHANNELS_LAST=channels_last,
+        WIDTH_DIVISOR=divisor,
+        BLOCK_C=block_c,
+        BLOCK_W=block_w,
+    )
+    return grad_x

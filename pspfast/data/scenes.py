@@ -142,5 +142,4 @@ def _shadows(placed: list[_Placed], terrain: Terrain) -> NDArray[np.float32]:
     for _, _, x, y, size in placed:
         draw.ellipse((x - 0.5 * size, y - 0.06 * size, x + 0.7 * size, y + 0.1 * size), 120)
     soft = np.asarray(mask.filter(ImageFilter.BoxBlur(1)), np.float32) / 255
-    soft[terrain.y[:, 0] < terrain.horizon] = 0
     return np.subtract(1, soft)[..., None]

@@ -139,12 +139,11 @@ class TrainTransform(_Normalized):
             for draw, p in zip(draws[1:4], (ROTATE_PROBABILITY, self.blur, self.flip), strict=True)
         )
         angle = (2 * draws[4] - 1) * self.rotate if rotated else 0.0
+        # Drawn before the mirror image: uniform places stay uniform in it.
         rows, cols = (
             _crop_span(full, crop, draw)
             for full, crop, draw in zip(size, self.crop_size, draws[5:], strict=True)
         )
-        if flipped:
-            cols = (size[1] - cols[1], size[1] - cols[0])
         return {
             "size": size,
             "angle": angle,

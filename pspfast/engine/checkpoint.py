@@ -28,20 +28,18 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """Writes ``checkpoint-<iteration>.pt`` and removes all but the newest ``keep``.
+def save_checkpoint(path: Path, state: dict[str, Any], keep: int) -> None:
+    """Writes a checkpoint, then removes all but the newest ``keep`` from its folder.
 
     Args:
-        folder: where to.
-        state: tensors, containers, strings and numbers; its ``"iteration"`` names the file.
+        path: ``checkpoint-<iteration in 8 digits>.pt``.
+        state: tensors, containers, strings and numbers.
         keep: number of checkpoints that stay.
     """
-    path = folder / f"checkpoint-{state['iteration']:08d}.pt"
     with atomic_open(path) as file:
         torch.save(state, file)
-    for old in list_checkpoints(folder)[:-keep]:
+    for old in list_checkpoints(path.parent)[:-keep]:
         old.unlink()
-    return path
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

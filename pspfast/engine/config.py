@@ -30,7 +30,7 @@ class ModelConfig:
     pretrained: str | None = None
     """File of ImageNet weights in semseg's or torchvision's layout."""
     stem: Literal["deep", "deep_narrow", "7x7"] = "deep"
-    """First layers: 3x3 with 64-64-128 (semseg) or 32-32-64 channels (mmseg), or 7x7 (torchvision)."""
+    """First layers: 3x3, 64-64-128 (semseg) or 32-32-64 channels (mmseg), or 7x7 (torchvision)."""
     dilation: Literal["uniform", "contracted"] = "uniform"
     """Whether the first block of a dilated stage has the full dilation (semseg) or half (mmseg)."""
     align_corners: bool = True

@@ -41,10 +41,7 @@ def demo(options: DemoConfig) -> Scores:
     train_set = SceneDataset(_TRAIN_SCENES, seed=0, transform=make_train_transform(config))
     val_set = SceneDataset(_VAL_SCENES, seed=1, transform=EvalTransform())
     trainer = Trainer(config, train_set, val_set, CLASSES["scenes"])
-    print(
-        f"training a ResNet-18 PSPNet on {_TRAIN_SCENES} drawn scenes, "
-        f"{options.epochs} epochs, {config.train.precision.replace('no', 'fp32')}, on {trainer.device}"
-    )
+    print(f"training a ResNet-18 PSPNet on {_TRAIN_SCENES} drawn scenes on {trainer.device}")
     try:
         scores = trainer.fit() or trainer.validate()
     except TrainingInterrupted as stop:
@@ -86,11 +83,13 @@ def demo_config(options: DemoConfig) -> Config:
 
 
 def _save_scenes(folder: Path, trainer: Trainer, scenes: SceneDataset) -> None:
-    taxonomy = trainer.taxonomy
+    taxonomy, model = trainer.taxonomy, trainer.state.bare_model
     figure = Figure(figsize=(10, 2 * _SHOWN + 0.6), layout="constrained")
     rows = figure.subplots(_SHOWN, 4, squeeze=False)
     for index, axes in enumerate(rows):
-        pixels, labels, predicted = segment_item(trainer.bare_model, scenes, index, trainer.device)
+        pixels, labels, predicted = segment_item(
+            trainer.state.bare_model, scenes, index, trainer.device
+        )
         stem = folder / f"scene-{index}"
         save_pictures(stem, pixels, predicted, taxonomy)
         pictures = {

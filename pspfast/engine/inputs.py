@@ -145,6 +145,10 @@ def make_loader(dataset: ImageSet, batches: list[list[int]], workers: int) -> Da
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    # A Ctrl-C reaches every process of the terminal; the training process finishes its step first.
+    # Ctrl-C, or a kill of the whole process group, reaches the workers too, and the training
+    # process still needs them for its step. Whoever ends a worker on purpose, the loader and then
+    # multiprocessing, sends the signal twice; hence the first one does not count.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    )

@@ -12,19 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from pspfast.data import Taxonomy, colorize
-from pspfast.engine.checkpoint import (
-    find_resume,
-    load_checkpoint,
-    random_state,
-    save_checkpoint,
-    set_random_state,
-)
 from pspfast.engine.config import Config
 from pspfast.engine.evaluate import Scores, evaluate, make_confusion
 from pspfast.engine.inputs import (
@@ -38,10 +30,9 @@ from pspfast.engine.inputs import (
 )
 from pspfast.engine.interrupt import StopRequest, TrainingInterrupted
 from pspfast.engine.log import RunLog, describe
-from pspfast.engine.optimizer import make_optimizer, make_schedule
 from pspfast.engine.predict import segment_item
-from pspfast.engine.weights import build_model, describe_taxonomy, save_weights
-from pspfast.models import PSPNet
+from pspfast.engine.state import RunState
+from pspfast.engine.weights import save_weights
 
 _REPORT_STEPS = 10  # reading the loss waits for the device, so not at every step
 _PICTURES = 3  # validation samples shown in TensorBoard
@@ -68,9 +59,6 @@ def train(config: Config) -> Scores | None:
 class Trainer:
     """One run.
 
-    Its position is ``epoch`` and ``step``: ``step`` steps of ``epoch`` are done. When all are done
-    and the epoch has not advanced, its validation is outstanding.
-
     Args:
         config: all options; of the data section only ``ignore_index`` and ``workers`` count.
         train_set: items of one size.
@@ -91,62 +79,40 @@ class Trainer:
         self.memory_format = (
             torch.channels_last if options.channels_last else torch.contiguous_format
         )
-        self.steps = steps_per_epoch(train_set, options.batch_size, self.world_size)
-        self.epoch = self.step = 0
-        self.best_mean_iou = -math.inf
-        self.record: dict[str, Any] = {}
+        steps = steps_per_epoch(train_set, options.batch_size, self.world_size)
+        self.state = RunState(config, taxonomy, self.accelerator, steps, self.memory_format)
         self.log: RunLog | None = None
-
-        # One seed for the weights of all processes, then one for each process's dropout.
-        set_seed(options.seed)
-        model = build_model(config, taxonomy.num_classes).to(memory_format=self.memory_format)
-        set_seed(options.seed, device_specific=True)
-        if self.world_size > 1 and self.device.type != "cpu":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        optimizer = make_optimizer(model, options)
-        self.schedule = make_schedule(optimizer, options.epochs * self.steps, options.power)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.bare_model: PSPNet = self.accelerator.unwrap_model(self.model)
-
-        with self.accelerator.main_process_first():
-            resume = find_resume(options)
-        if resume:
-            self._restore(load_checkpoint(resume), resume)
-
-    @property
-    def iteration(self) -> int:
-        """Steps done since the start."""
-        return self.epoch * self.steps + self.step
 
     def fit(self) -> Scores | None:
         """Trains to the last epoch; see ``train``."""
-        options = self.config.train
+        options, state = self.config.train, self.state
         scores = None
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.config.save(self.folder / "config.yaml")
-            self.log = RunLog(self.folder, self.iteration)
+            self.log = RunLog(self.folder, state.iteration)
         bar = tqdm(
-            total=options.epochs * self.steps * options.batch_size,
-            initial=self.iteration * options.batch_size,
+            total=options.epochs * state.steps * options.batch_size,
+            initial=state.iteration * options.batch_size,
             unit=" images",
             smoothing=0.05,
             disable=self._bar_disabled,
         )
         with bar, StopRequest() as self.stop:
             try:
-                while self.epoch < options.epochs:
+                while state.epoch < options.epochs:
                     if self._stopping():
                         raise _Stop
-                    bar.set_description(f"epoch {self.epoch + 1}/{options.epochs}")
-                    if self.step < self.steps:
+                    bar.set_description(f"epoch {state.epoch + 1}/{options.epochs}")
+                    if state.step < state.steps:
                         self._train_epoch(bar)
                     scores = self._finish_epoch(bar)
             except _Stop:
-                raise TrainingInterrupted(self.save(), self._resume_command()) from None
+                raise TrainingInterrupted(state.save(), self._resume_command()) from None
             finally:
                 if self.log:
                     self.log.close()
+                    self.log = None
         return scores
 
     def validate(self) -> Scores:
@@ -159,139 +125,100 @@ class Trainer:
         stoppable = self._until_stopped(bar) if self.world_size == 1 else bar
         with self.accelerator.autocast():
             scores = evaluate(
-                self.bare_model, stoppable, self._confusion(), self.device, self.memory_format
+                self.state.bare_model, stoppable, self._confusion(), self.device, self.memory_format
             )
             if self.log:
                 for i in range(min(_PICTURES, len(self.val_set))):
-                    self.log.picture(f"validation/{i}", self._picture(i), self.iteration)
+                    self.log.picture(f"validation/{i}", self._picture(i), self.state.iteration)
         return scores
 
-    def save(self) -> Path:
-        """Writes a checkpoint of the position; every process calls it."""
-        random_states = gather_object([random_state()])
-        path = self.folder / f"checkpoint-{self.iteration:08d}.pt"
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {
-                "model": self.bare_model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": scaler.state_dict() if scaler else None,
-                "random": random_states,
-                "epoch": self.epoch,
-                "step": self.step,
-                "steps_per_epoch": self.steps,
-                "iteration": self.iteration,
-                "record": self.record,
-                "best_mIoU": self.best_mean_iou,
-                "config": self.config.to_dict(),
-                "taxonomy": describe_taxonomy(self.taxonomy),
-            }
-            path = save_checkpoint(self.folder, state, self.config.train.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-        return path
-
-    def _restore(self, state: dict[str, Any], path: Path) -> None:
-        here = {
-            "model": self.config.to_dict()["model"],
-            "classes": describe_taxonomy(self.taxonomy),
-            "steps per epoch": self.steps,
-        }
-        there = state["config"]["model"], state["taxonomy"], state["steps_per_epoch"]
-        for (name, value), saved in zip(here.items(), there, strict=True):
-            if saved != value:
-                raise ValueError(f"{path}: cannot continue: {name} was {saved}, now it is {value}")
-        self.bare_model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.record = state["epoch"], state["step"], state["record"]
-        self.best_mean_iou = state["best_mIoU"]
-        if len(state["random"]) == self.world_size:
-            set_random_state(state["random"][self.rank])
-
     def _train_epoch(self, bar: tqdm[Any]) -> None:
-        options = self.config.train
+        options, state = self.config.train, self.state
         stride = 8 // self.config.model.zoom_factor
-        self.train_set.set_epoch(self.epoch)
-        batches = train_batches(
-            len(self.train_set), options.batch_size, options.seed + self.epoch, self.world_size
-        )[self.step :, self.rank]
-        loader = make_loader(self.train_set, batches.tolist(), self.config.data.workers)
+        self.train_set.set_epoch(state.epoch)
+        seed = options.seed + state.epoch
+        batches = train_batches(len(self.train_set), options.batch_size, seed, self.world_size)
+        rest = batches[state.step :, self.rank].tolist()
+        loader = make_loader(self.train_set, rest, self.config.data.workers)
         confusion = self._confusion()
-        first, start = self.step, time.perf_counter()
+        first, start = state.step, time.perf_counter()
         loss_sum = torch.zeros((), device=self.device)
-        self.model.train()
+        state.model.train()
         for images, labels in loader:
             images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
             labels = labels[:, ::stride, ::stride].to(self.device, non_blocking=True)
-            predicted, main_loss, aux_loss = self.model(images, labels)
+            predicted, main_loss, aux_loss = state.model(images, labels)
             loss = main_loss + options.aux_weight * aux_loss
             self.accelerator.backward(loss)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.schedule.step()
-            self.step += 1
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.schedule.step()
+            state.step += 1
             loss_sum += loss.detach()
             confusion.update(predicted, labels)
             bar.update(options.batch_size)
-            if self.step % _REPORT_STEPS == 0 or self.step == self.steps:
+            if state.step % _REPORT_STEPS == 1 or state.step == state.steps:
                 self._report(bar, loss, Scores(confusion.compute()))
             # After the last step the epoch's record is completed first.
-            if self.step < self.steps and self._stopping():
+            if state.step < state.steps and self._stopping():
                 raise _Stop
         seconds = time.perf_counter() - start
-        self.record = {
-            "loss": loss_sum.item() / (self.step - first),
+        state.record = {
+            "loss": loss_sum.item() / (state.step - first),
             "train_mIoU": Scores(confusion.compute()).mean_iou,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": (self.step - first) * options.batch_size / seconds,
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "images_per_second": (state.step - first) * options.batch_size / seconds,
             "seconds": seconds,
         }
 
     def _finish_epoch(self, bar: tqdm[Any]) -> Scores | None:
-        options = self.config.train
-        last = self.epoch + 1 == options.epochs
-        record = {"epoch": self.epoch + 1, "iteration": self.iteration, **self.record}
+        options, state = self.config.train, self.state
+        last = state.epoch + 1 == options.epochs
+        record = {
+            "epoch": state.epoch + 1,
+            "iteration": state.iteration,
+            **state.record,
+        }
         scores = None
-        if self.val_set is not None and (last or (self.epoch + 1) % options.eval_every == 0):
+        if self.val_set is not None and (last or (state.epoch + 1) % options.eval_every == 0):
             start = time.perf_counter()
             scores = self.validate()
             record |= {**scores.summary(), "val_seconds": time.perf_counter() - start}
-        self.epoch, self.step = self.epoch + 1, 0
+        state.epoch, state.step = state.epoch + 1, 0
         if self.log:
-            bar.write(describe(record))
+            with bar.external_write_mode():
+                print(describe(record), flush=True)
             self.log.epoch(record)
-        if scores and scores.mean_iou > self.best_mean_iou:
-            self.best_mean_iou = scores.mean_iou
+        if scores and scores.mean_iou > state.best_mean_iou:
+            state.best_mean_iou = scores.mean_iou
             self._save_weights("best", record)
         if last:
             self._save_weights("final", record)
-        if last or self.epoch % options.save_every == 0:
-            self.save()
+        if last or state.epoch % options.save_every == 0:
+            state.save()
         return scores
 
     def _report(self, bar: tqdm[Any], loss: Tensor, scores: Scores) -> None:
+        state = self.state
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss is {value} after step {self.iteration}; a smaller train.lr may help"
+                f"the loss is {value} after step {state.iteration}; a smaller train.lr may help"
             )
         bar.set_postfix(loss=f"{value:.3f}", mIoU=f"{scores.mean_iou:.3f}")
         if self.log:
-            lr = self.optimizer.param_groups[0]["lr"]
-            self.log.step({"step/loss": value, "step/lr": lr}, self.iteration)
+            lr = state.optimizer.param_groups[0]["lr"]
+            self.log.step({"step/loss": value, "step/lr": lr}, state.iteration)
 
     def _save_weights(self, name: str, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             path = self.folder / f"{name}.safetensors"
-            weights = self.bare_model.state_dict()
+            weights = self.state.bare_model.state_dict()
             save_weights(path, weights, self.config, self.taxonomy, {"record": record})
 
     def _picture(self, index: int) -> np.ndarray:
         """Image, labels and prediction side by side ``[h, 3w, 3]``."""
-        pixels, *maps = segment_item(self.bare_model, self.val_set, index, self.device)
+        pixels, *maps = segment_item(self.state.bare_model, self.val_set, index, self.device)
         return np.hstack([pixels, *(colorize(ids, self.taxonomy) for ids in maps)])
 
     def _confusion(self) -> MulticlassConfusionMatrix:

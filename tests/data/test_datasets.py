@@ -85,12 +85,14 @@ def test_missing_list_file_is_named(tmp_path):
 
 
 def test_folders_match_by_name_in_subfolders_too(tmp_path):
-    for name in ("i/b.jpg", "i/town/a.PNG", "i/notes.txt", "l/town/a.png", "l/b.png", "l/c.png"):
+    labels = ("l/town/a.png", "l/b.png", "l/town/b.png")
+    for name in ("i/b.jpg", "i/town/a.PNG", "i/town/b.tif", "i/notes.txt", *labels, "l/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert folder_samples(tmp_path / "i", tmp_path / "l") == [
         (tmp_path / "i/b.jpg", tmp_path / "l/b.png"),
         (tmp_path / "i/town/a.PNG", tmp_path / "l/town/a.png"),
+        (tmp_path / "i/town/b.tif", tmp_path / "l/town/b.png"),
     ]
 
 

@@ -47,7 +47,7 @@ def whole_canvas(image, label, params, crop):
     cols = params["cols"]
     if params["flipped"]:
         image, label = F.hflip(image), F.hflip(label)
-        cols = (size[1] - cols[1], size[1] - cols[0])
+        cols = (size[1] - cols[1], size[1] - cols[0])  # drawn before the mirror, as uniform
     height, width = crop
     padding = []
     for missing in (max(width - size[1], 0), max(height - size[0], 0)):

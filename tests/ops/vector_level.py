@@ -37,3 +37,12 @@ for dtype in (torch.float16, torch.bfloat16):
         torch.testing.assert_close(
             pyramid_pool(x, (1,)), torch.full((1, 16, 1), value, dtype=dtype), equal_nan=True
         )
+
+# Rounding is to nearest, ties to even: the gradient of a mean of three is a third of each value.
+for dtype in (torch.float16, torch.bfloat16):
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.zeros(1, 4099, 1, 3, dtype=dtype).contiguous(memory_format=memory_format)
+        x.requires_grad_()
+        grad = torch.randn(1, 4099, 1).to(dtype)
+        pyramid_pool(x, (1,)).backward(grad)
+        assert torch.equal(x.grad[:, :, 0], (grad.float() / 3).to(dtype).expand(-1, -1, 3))

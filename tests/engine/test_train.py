@@ -1,0 +1,222 @@
+"""Resuming, stopping, and what a run leaves behind."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from pspfast.engine.checkpoint import list_checkpoints, load_checkpoint
+from pspfast.engine.config import Config
+from pspfast.engine.inputs import train_batches
+from pspfast.engine.interrupt import TrainingInterrupted
+from pspfast.engine.log import read_log
+from pspfast.engine.state import RunState
+from pspfast.engine.train import Trainer, train
+from pspfast.engine.weights import load_model
+
+
+def variant(config: Config, section: str = "train", **changes: object) -> Config:
+    return replace(config, **{section: replace(getattr(config, section), **changes)})
+
+
+def interrupt(patch: pytest.MonkeyPatch, owner: type, name: str, call: int, times: int = 1) -> None:
+    """Sends Ctrl-C to this process in the given call of a method."""
+    original = getattr(owner, name)
+    calls = []
+
+    def method(self: Any, *args: Any) -> Any:
+        calls.append(None)
+        if len(calls) == call:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    patch.setattr(owner, name, method)
+
+
+def assert_same_result(folder: Path, expected: Path) -> None:
+    got, want = (load_checkpoint(list_checkpoints(f)[-1]) for f in (folder, expected))
+    for name, value in want["model"].items():
+        assert torch.equal(got["model"][name], value), name
+    momentum = [s["momentum_buffer"] for s in want["optimizer"]["state"].values()]
+    for i, state in got["optimizer"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], momentum[i])
+    assert got["best_mIoU"] == want["best_mIoU"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "call", "position"),
+    [
+        (Accelerator, "backward", 2, (0, 2)),
+        (Accelerator, "backward", 3, (0, 3)),
+        (Trainer, "validate", 1, (0, 3)),
+        (RunState, "save", 1, (1, 0)),
+        (Accelerator, "backward", 5, (1, 2)),
+    ],
+    ids=["mid-epoch", "last step", "validation", "epoch boundary", "second epoch"],
+)
+def test_interrupted_run_continues_bit_for_bit(
+    config: Config,
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    method: str,
+    call: int,
+    position: tuple[int, int],
+) -> None:
+    config = variant(config, resume="auto")
+    with monkeypatch.context() as patch:
+        interrupt(patch, owner, method, call)
+        with pytest.raises(TrainingInterrupted) as stopped:
+            train(config)
+    state = load_checkpoint(stopped.value.checkpoint)
+    assert (state["epoch"], state["step"]) == position
+    assert stopped.value.resume.endswith("config.yaml --train.resume auto")
+
+    torch.manual_seed(99)
+    train(config)
+    folder = Path(config.train.output)
+    assert_same_result(folder, finished_run)
+    records = read_log(folder)
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert all("mIoU" in record and "loss" in record for record in records)
+
+
+def test_killed_run_continues_from_its_last_checkpoint(
+    config: Config, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, Accelerator, "backward", 6, times=2)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            train(config)
+        assert not isinstance(stopped.value, TrainingInterrupted)
+    folder = Path(config.train.output)
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-00000003.pt"]
+    assert not list(folder.glob("*.tmp"))
+    train(variant(config, resume=str(folder / "checkpoint-00000003.pt")))
+    assert_same_result(folder, finished_run)
+
+
+def test_workers_change_nothing(config: Config, finished_run: Path) -> None:
+    train(variant(config, "data", workers=1))
+    assert_same_result(Path(config.train.output), finished_run)
+
+
+def test_signal_handlers_are_put_back(config: Config) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    train(variant(config, epochs=1))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_files_of_a_run(finished_run: Path) -> None:
+    names = sorted(path.name for path in finished_run.iterdir())
+    assert names == [
+        "best.safetensors",
+        "checkpoint-00000003.pt",
+        "checkpoint-00000006.pt",
+        "config.yaml",
+        "final.safetensors",
+        "log.jsonl",
+        "tensorboard",
+    ]
+    assert list((finished_run / "tensorboard").iterdir())
+    best = max(record["mIoU"] for record in read_log(finished_run))
+    assert load_checkpoint(finished_run / "checkpoint-00000006.pt")["best_mIoU"] == best
+
+
+def test_every_file_of_a_run_gives_the_model(finished_run: Path) -> None:
+    images = torch.rand(1, 3, 30, 37)
+    final = load_model(finished_run / "final.safetensors")
+    assert not final.model.training
+    assert final.taxonomy.names == ("class_0", "class_1", "class_2")
+    other = load_model(finished_run / "checkpoint-00000006.pt")
+    assert torch.equal(final.model(images), other.model(images))
+    assert final.config == other.config
+
+
+def test_only_the_last_checkpoints_are_kept(config: Config) -> None:
+    train(variant(config, epochs=3, keep_checkpoints=1, eval_every=2))
+    folder = Path(config.train.output)
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-00000009.pt"]
+    assert ["mIoU" in record for record in read_log(folder)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("model", {"zoom_factor": 1}),
+        ("model", {"zoom_factor": 4, "use_ppm": False}),
+        ("train", {"precision": "bf16", "channels_last": True}),
+        ("data", {"val_list": None}),
+    ],
+)
+def test_variants_train(config: Config, section: str, changes: dict[str, object]) -> None:
+    scores = train(variant(variant(config, section, **changes), epochs=1, batch_size=4))
+    record = read_log(Path(config.train.output))[-1]
+    assert record["iteration"] == 1, "the incomplete second batch is dropped"
+    assert 0 < record["loss"] < 10
+    assert (scores is None) == ("val_list" in changes)
+
+
+def test_training_learns(config: Config) -> None:
+    scores = train(variant(config, epochs=12, lr=0.02, eval_every=12))
+    assert scores is not None
+    assert scores.mean_iou > 0.5
+
+
+def test_output_of_another_run_is_not_mixed(config: Config, finished_run: Path) -> None:
+    config = variant(config, output=str(finished_run))
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(config)
+
+
+def test_overwrite_starts_anew(config: Config) -> None:
+    train(config)
+    train(variant(config, epochs=1, overwrite=True))
+    folder = Path(config.train.output)
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-00000003.pt"]
+    assert len(read_log(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("model", {"head_channels": 16}, "model was .* now it is"),
+        ("train", {"batch_size": 3}, "steps per epoch was 3, now it is 2"),
+        ("data", {"classes": 4}, "classes was"),
+    ],
+)
+def test_resuming_another_run_is_refused(
+    config: Config,
+    finished_run: Path,
+    section: str,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    resume = str(finished_run / "checkpoint-00000003.pt")
+    with pytest.raises(ValueError, match=message):
+        train(variant(variant(config, section, **changes), resume=resume))
+
+
+def test_diverged_loss_is_an_error(config: Config) -> None:
+    with pytest.raises(FloatingPointError, match=r"smaller train\.lr"):
+        train(variant(config, lr=1e30))
+
+
+def test_batch_larger_than_the_data_is_an_error(config: Config) -> None:
+    with pytest.raises(ValueError, match="at most the 6 training samples, got 7"):
+        train(variant(config, batch_size=7))
+
+
+def test_order_of_an_epoch() -> None:
+    order = train_batches(11, 4, seed=3, world_size=2)
+    assert order.shape == (2, 2, 2)
+    assert order.unique().numel() == 8
+    assert torch.equal(order, train_batches(11, 4, seed=3, world_size=2))
+    assert torch.equal(order.flatten(1), train_batches(11, 4, seed=3).flatten(1))
+    assert not torch.equal(order, train_batches(11, 4, seed=4, world_size=2))
