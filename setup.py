@@ -125,7 +125,7 @@ setup(
     install_requires=[
         f"torch=={torch_minor}.*",
         "numpy",
-        "triton; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "triton; platform_system == 'Linux'",
     ],
     ext_modules=[make_extension(cuda_home)],
     cmdclass={"build_ext": BuildExtension},

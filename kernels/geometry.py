@@ -9,19 +9,13 @@ import triton.language as tl
 
 
 @triton.jit
-def bin_begin(u, size, bins):
-    """First position of bin ``u`` of ``bins`` on an axis of ``size``.
+def bin_edges(u, size, bins):
+    """Begin and end of bin ``u`` of ``bins`` on an axis of ``size``; neighbouring bins overlap.
 
-    Covering is symmetric: with ``size`` and ``bins`` swapped this is the first bin that covers
-    position ``u``, and :func:`bin_end` the end of those bins.
+    Covering is symmetric: ``bin_edges(position, bins, size)`` are the begin and end of the bins
+    that cover ``position``.
     """
-    return u * size // bins
-
-
-@triton.jit
-def bin_end(u, size, bins):
-    """Position behind the last one of bin ``u``; neighbouring bins overlap."""
-    return ((u + 1) * size + bins - 1) // bins
+    return u * size // bins, ((u + 1) * size + bins - 1) // bins
 
 
 @triton.jit
@@ -29,9 +23,34 @@ def next_edge(position, size, BINS: tl.constexpr):
     """The nearest bin edge behind ``position``: no bin begins or ends in between."""
     edge = size
     for level in tl.static_range(len(BINS)):
-        bins = BINS[level]
-        first = bin_begin(position, bins, size)
-        behind = bin_end(position, bins, size)
-        edge = tl.minimum(edge, bin_end(first, size, bins))
-        edge = tl.minimum(edge, bin_begin(behind, size, bins))
+        first, behind = bin_edges(position, BINS[level], size)
+        _, first_end = bin_edges(first, size, BINS[level])
+        behind_begin, _ = bin_edges(behind, size, BINS[level])
+        edge = tl.minimum(edge, tl.minimum(first_end, behind_begin))
     return edge
+
+
+@triton.jit
+def locate_bins(o_s, height, width, BINS: tl.constexpr):
+    """Of bins ``o_s`` of [0, S): first row, row behind the last, place among the columns of all
+    levels, and area."""
+    row_begin = o_s * 0
+    row_end = o_s * 0
+    column = o_s * 0
+    area = o_s.to(tl.float32)
+    first = 0
+    first_column = 0
+    for level in tl.static_range(len(BINS)):
+        bins = BINS[level]
+        u = (o_s - first) // bins
+        v = (o_s - first) % bins
+        u_begin, u_end = bin_edges(u, height, bins)
+        v_begin, v_end = bin_edges(v, width, bins)
+        m_s = o_s >= first
+        row_begin = tl.where(m_s, u_begin, row_begin)
+        row_end = tl.where(m_s, u_end, row_end)
+        column = tl.where(m_s, first_column + v, column)
+        area = tl.where(m_s, (u_end - u_begin).to(tl.float32) * (v_end - v_begin), area)
+        first += bins * bins
+        first_column += bins
+    return row_begin, row_end, column, area

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .geometry import bin_begin, bin_end, next_edge
+from .geometry import bin_edges, locate_bins, next_edge
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def _fwd_kernel(
     p_pooled,
     channels,
     height,
-    width,
+    width_quotient,
     bin_count,
     BINS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -56,11 +56,12 @@ def _fwd_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    width = tl.multiple_of(tl.cast(width, tl.int32), WIDTH_DIVISOR)
+    # A product shows the compiler what divides the offset of every row.
+    width = width_quotient * WIDTH_DIVISOR
     i_n, o_c, m_c = _place(tl.program_id(0), channels, BLOCK_C)
     o_s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
+    row_begin, row_end, column, area = locate_bins(o_s, height, width, BINS)
     b_sum = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
-    b_area = tl.zeros([BLOCK_S], tl.float32)
     for first_w in range(0, width, BLOCK_W):
         o_w = first_w + tl.arange(0, BLOCK_W)
         m_x = (o_w < width)[:, None] & m_c[None, :]
@@ -71,32 +72,21 @@ def _fwd_kernel(
             for r in tl.range(row, end, num_stages=3):
                 o_x = _map_offsets(i_n, o_c, r, o_w, channels, height, width, CHANNELS_LAST)
                 b_band += tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
+            m_rows = (row_begin <= row) & (row < row_end)
             first = 0
             for level in tl.static_range(len(BINS)):
                 bins = BINS[level]
-                u = (o_s - first) // bins
-                m_s = (o_s >= first) & (u >= bin_begin(row, bins, height))
-                m_s = m_s & (u < bin_end(row, bins, height))
                 for v in range(bins):
-                    begin = bin_begin(v, width, bins)
-                    m_w = (begin <= o_w) & (o_w < bin_end(v, width, bins))
+                    col_begin, col_end = bin_edges(v, width, bins)
+                    m_w = (col_begin <= o_w) & (o_w < col_end)
                     b_bin = tl.sum(tl.where(m_w[:, None], b_band, 0.0), axis=0)
-                    m_bin = m_s & ((o_s - first) % bins == v)
-                    b_sum += tl.where(m_bin[:, None], b_bin[None, :], 0.0)
-                first += bins * bins
+                    m_s = m_rows & (column == first + v)
+                    b_sum += tl.where(m_s[:, None], b_bin[None, :], 0.0)
+                first += bins
             row = end
 
-    first = 0
-    for level in tl.static_range(len(BINS)):
-        bins = BINS[level]
-        u = (o_s - first) // bins
-        v = (o_s - first) % bins
-        bin_rows = bin_end(u, height, bins) - bin_begin(u, height, bins)
-        bin_cols = bin_end(v, width, bins) - bin_begin(v, width, bins)
-        b_area = tl.where(o_s >= first, bin_rows.to(tl.float32) * bin_cols.to(tl.float32), b_area)
-        first += bins * bins
     o_pooled = _pooled_offsets(i_n, o_c, o_s, channels, bin_count, CHANNELS_LAST)
-    b_pooled = (b_sum / b_area[:, None]).to(p_pooled.dtype.element_ty)
+    b_pooled = (b_sum / area[:, None]).to(p_pooled.dtype.element_ty)
     tl.store(p_pooled + o_pooled, b_pooled, mask=(o_s < bin_count)[:, None] & m_c[None, :])
 
 
@@ -106,7 +96,7 @@ def _bwd_kernel(
     p_grad_x,
     channels,
     height,
-    width,
+    width_quotient,
     bin_count,
     BINS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -114,7 +104,8 @@ def _bwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    width = tl.multiple_of(tl.cast(width, tl.int32), WIDTH_DIVISOR)
+    # A product shows the compiler what divides the offset of every row.
+    width = width_quotient * WIDTH_DIVISOR
     i_n, o_c, m_c = _place(tl.program_id(0), channels, BLOCK_C)
     for first_w in range(0, width, BLOCK_W):
         o_w = first_w + tl.arange(0, BLOCK_W)
@@ -126,17 +117,17 @@ def _bwd_kernel(
             first = 0
             for level in tl.static_range(len(BINS)):
                 bins = BINS[level]
-                for u in range(bin_begin(row, bins, height), bin_end(row, bins, height)):
-                    bin_rows = bin_end(u, height, bins) - bin_begin(u, height, bins)
+                u_begin, u_end = bin_edges(row, bins, height)
+                for u in range(u_begin, u_end):
+                    row_begin, row_end = bin_edges(u, height, bins)
                     for v in range(bins):
-                        col_begin = bin_begin(v, width, bins)
-                        col_end = bin_end(v, width, bins)
+                        col_begin, col_end = bin_edges(v, width, bins)
                         o_s = first + u * bins + v + tl.arange(0, 1)
                         o_pooled = _pooled_offsets(
                             i_n, o_c, o_s, channels, bin_count, CHANNELS_LAST
                         )
                         b_grad = tl.load(p_grad + o_pooled, mask=m_c[None, :], other=0.0)
-                        area = bin_rows.to(tl.float32) * (col_end - col_begin).to(tl.float32)
+                        area = (row_end - row_begin).to(tl.float32) * (col_end - col_begin)
                         m_w = (col_begin <= o_w) & (o_w < col_end)
                         b_band += tl.where(m_w[:, None], b_grad.to(tl.float32) / area, 0.0)
                 first += bins * bins
@@ -147,10 +138,13 @@ def _bwd_kernel(
             row = end
 
 
-def _blocks(batch: int, channels: int, width: int) -> tuple[int, int, int]:
+def _blocks(
+    batch: int, channels: int, width: int, channels_last: bool
+) -> tuple[int, int, int]:
     """Channels and columns of a program, and the power of two that divides every row's offset."""
-    # 64 to 128 consecutive bytes of channels; fewer where they would not fill a large GPU.
-    block_c = 32 if batch * channels >= 32 * 256 else 16
+    # 64 or 128 consecutive bytes where channels are consecutive in memory; fewer channels where
+    # programs of 32 would not fill a large GPU.
+    block_c = 32 if channels_last and batch * channels >= 32 * 256 else 16
     block_w = 16 if width <= 16 else 32 if width <= 32 else 64
     return block_c, block_w, next(d for d in (16, 8, 4, 2, 1) if width % d == 0)
 
@@ -166,7 +160,7 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
         pooled = x.new_empty((batch, bin_count, channels)).transpose(1, 2)
     else:
         pooled = x.new_empty((batch, channels, bin_count))
-    block_c, block_w, divisor = _blocks(batch, channels, width)
+    block_c, block_w, divisor = _blocks(batch, channels, width, channels_last)
     # All bins of (1, 2, 3, 6) are one block of 64. More bins than 128 would not fit a program's
     # registers: x is then read once for every 128.
     block_s = 16 if bin_count <= 16 else 64 if bin_count <= 64 else 128
@@ -176,7 +170,7 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
         pooled,
         channels,
         height,
-        width,
+        width // divisor,
         bin_count,
         BINS=tuple(bins),
         CHANNELS_LAST=channels_last,
@@ -199,14 +193,14 @@ def pyramid_pool_backward(
     else:
         grad = grad.contiguous()
         grad_x = grad.new_empty((batch, channels, height, width))
-    block_c, block_w, divisor = _blocks(batch, channels, width)
+    block_c, block_w, divisor = _blocks(batch, channels, width, channels_last)
     grid = (batch * -(-channels // block_c),)
     wrap_triton(_bwd_kernel)[grid](
         grad,
         grad_x,
         channels,
         height,
-        width,
+        width // divisor,
         bin_count,
         BINS=tuple(bins),
         CHANNELS_LAST=channels_last,

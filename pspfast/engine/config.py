@@ -236,7 +236,7 @@ class DemoConfig:
 
     output: str = "pspfast-demo"
     """Folder for the pictures, the training curve and the training run."""
-    epochs: int = 10
+    epochs: int = 12
     """Passes over the training scenes."""
     resume: bool = False
     """Whether a demo that was stopped is continued."""

@@ -67,7 +67,7 @@ def demo_config(options: DemoConfig) -> Config:
     return Config(
         ModelConfig(layers=18, stem="7x7", head_channels=128, aux_channels=64),
         DataConfig(classes="scenes", workers=1),
-        AugmentConfig(crop_size=(129, 161), scale=(0.75, 1.5)),
+        AugmentConfig(crop_size=(97, 129), scale=(0.75, 1.5)),
         TrainConfig(
             output=str(Path(options.output) / "run"),
             epochs=options.epochs,
@@ -87,9 +87,7 @@ def _save_scenes(folder: Path, trainer: Trainer, scenes: SceneDataset) -> None:
     figure = Figure(figsize=(10, 2 * _SHOWN + 0.6), layout="constrained")
     rows = figure.subplots(_SHOWN, 4, squeeze=False)
     for index, axes in enumerate(rows):
-        pixels, labels, predicted = segment_item(
-            trainer.state.bare_model, scenes, index, trainer.device
-        )
+        pixels, labels, predicted = segment_item(model, scenes, index, trainer.device)
         stem = folder / f"scene-{index}"
         save_pictures(stem, pixels, predicted, taxonomy)
         pictures = {

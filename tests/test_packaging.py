@@ -1,0 +1,102 @@
+"""What an installation, a source distribution and a failing build look like."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TORCH_MINOR = ".".join(torch.__version__.split(".")[:2])
+
+
+def test_requires_the_torch_minor_version_that_it_was_built_against() -> None:
+    assert f"torch=={TORCH_MINOR}.*" in importlib.metadata.requires("pspfast")
+
+
+def test_installs_one_top_level_package() -> None:
+    files = {str(file) for file in importlib.metadata.files("pspfast")}
+    if not any(file.endswith("pspfast/__init__.py") for file in files):
+        pytest.skip("an editable installation leaves the files where they are")
+    # pip lists the command line script as ../../../bin/pspfast.
+    tops = {file.split("/")[0] for file in files} - {".."}
+    assert tops == {"pspfast", f"pspfast-{importlib.metadata.version('pspfast')}.dist-info"}
+    assert "pspfast/kernels/pyramid_pool.py" in files
+    assert "pspfast/py.typed" in files
+
+
+def test_source_distribution_holds_all_sources(tmp_path: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    source = tmp_path / "source"
+    for file in tracked:
+        (source / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, source / file)
+    # A build without CUDA must ship the CUDA sources all the same.
+    setup(source, "sdist", "--dist-dir", str(tmp_path), PSPFAST_BUILD="cpu")
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.split("/", 1)[-1] for name in archive.getnames()}
+    wanted = {
+        file
+        for file in tracked
+        if file.startswith(("csrc/", "kernels/", "pspfast/", "tests/", "benchmarks/"))
+    }
+    assert wanted <= held
+    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= held
+
+
+def setup(folder: Path, *args: str, check: bool = True, **environment: str) -> str:
+    """Runs setup.py and returns what it printed."""
+    result = subprocess.run(
+        [sys.executable, "setup.py", *args],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode == 0) == check, result.stderr
+    return result.stdout + result.stderr
+
+
+def test_unknown_kind_of_build() -> None:
+    output = setup(ROOT, "--version", check=False, PSPFAST_BUILD="gpu")
+    assert output.strip() == "pspfast: PSPFAST_BUILD: expected auto, cpu or cuda, got 'gpu'."
+
+
+def test_missing_compiler() -> None:
+    output = setup(ROOT, "build_ext", check=False, PSPFAST_BUILD="cpu", CXX="/none/c++")
+    assert "needs a C++20 compiler, and /none/c++ was not found: install g++" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="asks for nvcc with a CUDA torch only")
+def test_missing_nvcc(tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path)}
+    output = setup(ROOT, "--version", check=False, PSPFAST_BUILD="cuda", **environment)
+    assert "PSPFAST_BUILD=cuda, but nvcc was not found; install the CUDA toolkit" in output
+    output = setup(ROOT, "--version", PSPFAST_BUILD="auto", **environment)
+    assert "building without CUDA kernels: nvcc was not found" in output
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="asks for nvcc with a CUDA torch only")
+def test_nvcc_of_another_major_version(tmp_path: Path) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" = --dryrun ] && echo "#\\$ TOP={tmp_path}" >&2\n'
+        'echo "Cuda compilation tools, release 9.2, V9.2.1"\n'
+    )
+    nvcc.chmod(0o755)
+    path = f"{nvcc.parent}:{os.environ['PATH']}"
+    output = setup(ROOT, "--version", check=False, PSPFAST_BUILD="cuda", PATH=path)
+    assert f"nvcc is of CUDA 9.2, and torch {torch.__version__} of CUDA" in output
+    assert "install a toolkit of torch's major version" in output
