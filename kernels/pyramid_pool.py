@@ -1,8 +1,9 @@
 """pyramid_pool in Triton: one read of x, backward one write; fixed order, bit-reproducible.
 
-A program takes a block of channels of one image. Between two neighbouring row edges of the pyramid,
-in a band, every bin holds all rows or none: rows are summed elementwise first, and the columns of
-a bin once a band. Backward likewise: the gradient of a band is gathered once and written to its rows.
+A program takes a block of channels of one image. In a band, the rows between two neighbouring row
+edges of the pyramid, every bin holds all rows or none: rows are summed elementwise first, and the
+columns of a bin once a band. Backward likewise gathers the gradient of a band once and writes it to
+the band's rows.
 """
 
 from collections.abc import Sequence
@@ -138,9 +139,7 @@ def _bwd_kernel(
             row = end
 
 
-def _blocks(
-    batch: int, channels: int, width: int, channels_last: bool
-) -> tuple[int, int, int]:
+def _blocks(batch: int, channels: int, width: int, channels_last: bool) -> tuple[int, int, int]:
     """Channels and columns of a program, and the power of two that divides every row's offset."""
     # 64 or 128 consecutive bytes where channels are consecutive in memory; fewer channels where
     # programs of 32 would not fill a large GPU.

@@ -135,6 +135,7 @@ class Trainer:
     def _train_epoch(self, bar: tqdm[Any]) -> None:
         options, state = self.config.train, self.state
         stride = 8 // self.config.model.zoom_factor
+        self.train_set.set_epoch(state.epoch)
         seed = options.seed + state.epoch
         batches = train_batches(len(self.train_set), options.batch_size, seed, self.world_size)
         rest = batches[state.step :, self.rank].tolist()

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from pspfast.data import SegmentationDataset
 from pspfast.engine.checkpoint import list_checkpoints, load_checkpoint
 from pspfast.engine.config import Config
 from pspfast.engine.inputs import train_batches
@@ -105,6 +107,23 @@ def test_killed_run_continues_from_its_last_checkpoint(
 def test_workers_change_nothing(config: Config, finished_run: Path) -> None:
     train(variant(config, "data", workers=1))
     assert_same_result(Path(config.train.output), finished_run)
+
+
+def test_augmentation_differs_between_epochs(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SegmentationDataset.__getitem__
+    seen = []
+
+    def getitem(self: SegmentationDataset, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = original(self, index)
+        seen.append((index, image.sum().item()))
+        return image, labels
+
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", getitem)
+    train(variant(config, "data", val_list=None))
+    assert sorted(index for index, _ in seen) == sorted([*range(6), *range(6)])
+    assert len(set(seen)) == 12
 
 
 def test_signal_handlers_are_put_back(config: Config) -> None:

@@ -5,7 +5,7 @@
 
 int main() {
   // More blocks than a grid of the emulation holds.
-  constexpr int64_t kBatch = 4, kHeight = 9, kWidth = 11, kBinCount = 1 + 4 + 9 + 36;
+  constexpr int64_t kBatch = 4, kHeight = 7, kWidth = 5, kBinCount = 1 + 4 + 9 + 36;
   constexpr int64_t bins[] = {1, 2, 3, 6};
   for (const int dtype : {0, 1, 2}) {
     const size_t bytes = dtype == 0 ? 4 : 2;

@@ -1,0 +1,72 @@
+"""The Triton kernels of pyramid_pool in the interpreter, against float64 PyTorch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pspfast.kernels.pyramid_pool import pyramid_pool_backward, pyramid_pool_forward
+
+PYRAMID = (1, 2, 3, 6)
+# The interpreter takes its time: few bands, few programs.
+CASES = [
+    ((1, 3, 12, 12), PYRAMID),
+    ((2, 17, 5, 7), (2, 3)),
+    ((1, 2, 3, 70), (1, 3)),
+    ((2, 2, 1, 1), (1, 2)),
+    ((1, 2, 2, 3), (5,)),
+    # More bins than a program holds.
+    ((1, 2, 4, 6), (12,)),
+    ((0, 2, 4, 4), PYRAMID),
+    ((2, 0, 4, 4), PYRAMID),
+]
+
+
+def reference(x: Tensor, bins: tuple[int, ...]) -> Tensor:
+    return torch.cat([F.adaptive_avg_pool2d(x, b).flatten(2) for b in bins], dim=2)
+
+
+def as_given(x: Tensor, channels_last: bool) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
+
+
+def assert_exact_to_rounding(got: Tensor, expected: Tensor) -> None:
+    """float32 sums, rounded once to the dtype of the result."""
+    rounding = 0.51 * torch.finfo(got.dtype).eps
+    torch.testing.assert_close(got.double(), expected, rtol=max(rounding, 1e-6), atol=1e-6)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "bins"), CASES, ids=str)
+def test_forward_and_backward(
+    shape: tuple[int, ...], bins: tuple[int, ...], dtype: torch.dtype, channels_last: bool
+) -> None:
+    x = as_given(torch.randn(shape).to(dtype), channels_last)
+    exact_x = x.double().requires_grad_()
+    expected = reference(exact_x, bins)
+    pooled = pyramid_pool_forward(x, bins)
+    assert_exact_to_rounding(pooled, expected.detach())
+
+    grad = torch.randn(expected.shape).to(dtype)
+    expected.backward(grad.double())
+    assert exact_x.grad is not None
+    # As autograd calls it: x is contiguous where both formats describe it.
+    channels_last = not x.is_contiguous()
+    grad_x = pyramid_pool_backward(grad, bins, *shape[2:], channels_last)
+    assert_exact_to_rounding(grad_x, exact_x.grad)
+    assert grad_x.stride() == x.stride() or x.numel() == 0
+    assert pooled.is_contiguous() or pooled.transpose(1, 2).is_contiguous()
+
+
+def test_other_strides_are_copied() -> None:
+    x = torch.randn(1, 3, 5, 8)[..., ::2]
+    assert_exact_to_rounding(pyramid_pool_forward(x, (2,)), reference(x.double(), (2,)))
+
+
+def test_infinity_stays_in_its_bins() -> None:
+    x = torch.randn(1, 2, 6, 6)
+    x[0, 1, 1, 1] = torch.inf
+    pooled = pyramid_pool_forward(x, (1, 3))
+    assert torch.equal(pooled.isinf(), reference(x, (1, 3)).isinf())
+    assert not pooled.isnan().any()
