@@ -107,9 +107,7 @@ def _run(command: str, options: Namespace) -> None:
     elif command == "train":
         from pspfast.engine.train import train
 
-        run = config.Config(options.model, options.data, options.augment, options.train)
-        train(run)
-        print(f"weights, log and TensorBoard events are in {run.train.output}")
+        train(config.Config(options.model, options.data, options.augment, options.train))
     elif command == "eval":
         from pspfast.engine.evaluate import evaluate_files
 

@@ -47,14 +47,10 @@ cudaError_t launch(const PyramidPoolParams& params, const void* from, void* to, 
 template <bool Forward>
 cudaError_t dispatch(const PyramidPoolParams& params, const void* from, void* to, cudaStream_t stream) {
   switch (params.dtype) {
-    case DType::kFloat32:
-      return launch<float, Forward>(params, from, to, stream);
-    case DType::kFloat16:
-      return launch<__half, Forward>(params, from, to, stream);
-    case DType::kBFloat16:
-      return launch<__nv_bfloat16, Forward>(params, from, to, stream);
-    default:
-      return cudaErrorInvalidValue;
+    case DType::kFloat32: return launch<float, Forward>(params, from, to, stream);
+    case DType::kFloat16: return launch<__half, Forward>(params, from, to, stream);
+    case DType::kBFloat16: return launch<__nv_bfloat16, Forward>(params, from, to, stream);
+    default: return cudaErrorInvalidValue;
   }
 }
 

@@ -82,7 +82,6 @@ struct Rectangle {
 template <typename T, int Size>
 __device__ inline void sum_pixels(const PyramidPoolParams& params, const T* image, const ChannelLane<Size>& at,
                                   const Rectangle& area, float (&sum)[Size]) {
-  using Access = Vector<T, Size>;
 #pragma unroll
   for (int i = 0; i < Size; ++i) sum[i] = 0;
   if (at.channel < params.channels) {
@@ -90,12 +89,12 @@ __device__ inline void sum_pixels(const PyramidPoolParams& params, const T* imag
     const T* first = image + (area.row_begin * params.width + area.col_begin) * params.channels + at.channel;
     Walk walk(at.slot, at.slots, area.col_end - area.col_begin);
     while (walk.row < rows) {
-      Access batch[kBatch];
+      Vector<T, Size> batch[kBatch];
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        batch[k] = Access{};
+        batch[k] = {};
         if (walk.row < rows) {
-          batch[k] = *reinterpret_cast<const Access*>(first + (walk.row * params.width + walk.col) * params.channels);
+          batch[k] = load<Size>(first + (walk.row * params.width + walk.col) * params.channels);
         }
         walk.advance();
       }
@@ -174,7 +173,6 @@ template <typename T, int Size>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     channel_bwd_kernel(const __grid_constant__ PyramidPoolParams params, const __grid_constant__ ChannelPlan plan,
                        const T* __restrict__ grad_pooled, T* __restrict__ grad_x) {
-  using Access = Vector<T, Size>;
   const PyramidCells& cells = params.cells;
   const AxisCells& rows = cells.rows;
   const AxisCells& cols = cells.cols;
@@ -194,20 +192,20 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
           for (int v = 0; v < bins; ++v) {
             if (!covers(cols, first + v, cell)) continue;
             const int s = cells.bin_offset[level] + u * bins + v;
-            const Access value = *reinterpret_cast<const Access*>(grad + s * params.channels);
+            const Vector<T, Size> value = load<Size>(grad + s * params.channels);
             const float scale = 1.f / area_of(cells, first + u, first + v);
 #pragma unroll
             for (int i = 0; i < Size; ++i) sum[i] += to_float(value.data[i]) * scale;
           }
         }
       }
-      Access value;
+      Vector<T, Size> value;
 #pragma unroll
       for (int i = 0; i < Size; ++i) value.data[i] = from_float<T>(sum[i]);
       T* corner = image + (rows.edge[band] * params.width + cols.edge[cell]) * params.channels;
       const int cell_rows = rows.edge[band + 1] - rows.edge[band];
       for (Walk walk(at.slot, at.slots, cols.edge[cell + 1] - cols.edge[cell]); walk.row < cell_rows; walk.advance()) {
-        *reinterpret_cast<Access*>(corner + (walk.row * params.width + walk.col) * params.channels) = value;
+        store<true>(corner + (walk.row * params.width + walk.col) * params.channels, value);
       }
     }
   }

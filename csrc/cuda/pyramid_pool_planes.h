@@ -54,16 +54,15 @@ __device__ inline int phase_of(const T* pointer) {
 }
 
 // Copies elements [phase, phase + count), both sides 16-byte aligned at element 0.
-template <typename T>
+template <bool ToGlobal, typename T>
 __device__ inline void copy_run(const T* __restrict__ from, T* __restrict__ to, int phase, int count) {
   constexpr int kSize = kVectorSize<T>;
-  using Access = Vector<T, kSize>;
   const int end = phase + count;
   const int first = phase > 0 ? kSize : 0;
   const int last = end / kSize * kSize;
 #pragma unroll 4
   for (int i = first + threadIdx.x * kSize; i < last; i += kPlaneThreads * kSize) {
-    *reinterpret_cast<Access*>(to + i) = *reinterpret_cast<const Access*>(from + i);
+    store<ToGlobal>(to + i, load<kSize>(from + i));
   }
   const int head = threadIdx.x;
   if (head >= phase && head < min(first, end)) to[head] = from[head];
@@ -92,7 +91,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
         const int cols = min(plan.cols, width - col);
         const T* run = x + (plane * height + row) * width + col;
         const int phase = phase_of(run);
-        copy_run(run - phase, tile, phase, rows * cols);
+        copy_run<false>(run - phase, tile, phase, rows * cols);
         __syncthreads();
         for (int task = threadIdx.x; task < bands * cols; task += kPlaneThreads) {
           const int b = band + task / cols;
@@ -181,7 +180,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
           for (int r = max(cells.rows.edge[band + b] - row, 0); r < end; ++r) tile[phase + r * cols + c] = value;
         }
         __syncthreads();
-        copy_run(tile, run - phase, phase, rows * cols);
+        copy_run<true>(tile, run - phase, phase, rows * cols);
       }
     }
   }

@@ -3,8 +3,10 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace pspfast::cuda {
 
@@ -32,9 +34,41 @@ template <typename T>
 constexpr int kVectorSize = kVectorBytes / sizeof(T);
 
 template <typename T, int Size>
-struct alignas(sizeof(T) * Size) Vector {
+struct Vector {
   T data[Size];
 };
+
+// One access for all elements: of a plain copy the compiler makes several where elements have 16 bits.
+template <int Size, typename T>
+__device__ inline Vector<T, Size> load(const T* from) {
+  Vector<T, Size> vector;
+  if constexpr (sizeof(vector) == kVectorBytes) {
+    const uint4 word = *reinterpret_cast<const uint4*>(from);
+    memcpy(&vector, &word, kVectorBytes);
+  } else {
+    static_assert(Size == 1);
+    vector.data[0] = *from;
+  }
+  return vector;
+}
+
+// `to` lies in global memory if Global, else in shared.
+template <bool Global, typename T, int Size>
+__device__ inline void store(T* to, const Vector<T, Size>& vector) {
+  if constexpr (sizeof(vector) == kVectorBytes) {
+    uint4 word;
+    memcpy(&word, &vector, kVectorBytes);
+    if constexpr (Global) {
+      // The default policy, by its intrinsic: nvcc 13.0 makes four stores of an assignment in the backward kernels.
+      __stwb(reinterpret_cast<uint4*>(to), word);
+    } else {
+      *reinterpret_cast<uint4*>(to) = word;
+    }
+  } else {
+    static_assert(Size == 1);
+    *to = vector.data[0];
+  }
+}
 
 inline bool is_vector_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0; }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -43,7 +42,7 @@ def demo(options: DemoConfig) -> Scores:
     trainer = Trainer(config, train_set, val_set, CLASSES["scenes"])
     print(f"training a ResNet-18 PSPNet on {_TRAIN_SCENES} drawn scenes on {trainer.device}")
     try:
-        scores = trainer.fit() or trainer.validate()
+        scores = trainer.fit() or trainer.validate(val_set)
     except TrainingInterrupted as stop:
         again = shlex.join(["pspfast", "demo", "--output", options.output, "--resume", "true"])
         raise TrainingInterrupted(stop.checkpoint, again) from None
@@ -104,7 +103,7 @@ def _save_scenes(folder: Path, trainer: Trainer, scenes: SceneDataset) -> None:
             if index == 0:
                 axis.set_title(name)
     patches = [
-        Patch(color=np.array(colour) / 255, label=name)
+        Patch(color="#{:02x}{:02x}{:02x}".format(*colour), label=name)
         for name, colour in zip(taxonomy.names, taxonomy.palette, strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,22 +21,8 @@ from pspfast.data import (
     folder_samples,
     list_file_samples,
 )
+from pspfast.data.datasets import SeededDataset
 from pspfast.engine.config import Config, DataConfig
-
-
-class ImageSet(Protocol):
-    """What a run needs of a data set; ``SegmentationDataset`` and ``SceneDataset`` have it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image float32 ``[3, h, w]``, normalised, and labels int64 ``[h, w]``."""
-
-    def load(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image ``[3, H, W]`` and labels ``[H, W]`` in uint8, before any transform."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the augmentation of the items read from now on."""
 
 
 def choose_taxonomy(classes: str | int) -> Taxonomy:
@@ -81,9 +67,11 @@ def checked_samples(
         if root and not path.exists():
             path = root / path
         samples = list_file_samples(path, root)
-    else:
+    elif images and labels:
         base = Path(root or "")
         samples = folder_samples(base / images, base / labels)
+    else:
+        raise ValueError("expected a list file, or a folder of images and one of labels")
     check_samples(samples, classes, ignore_index, progress=sys.stderr.isatty())
     return samples
 
@@ -107,7 +95,7 @@ def make_val_set(data: DataConfig, classes: int) -> SegmentationDataset | None:
     return SegmentationDataset(samples, EvalTransform()) if samples else None
 
 
-def steps_per_epoch(dataset: ImageSet, batch_size: int, world_size: int) -> int:
+def steps_per_epoch(dataset: SeededDataset, batch_size: int, world_size: int) -> int:
     """Whole batches in a data set; the samples of an incomplete one wait for another epoch."""
     if batch_size % world_size:
         raise ValueError(
@@ -131,7 +119,7 @@ def train_batches(samples: int, batch_size: int, seed: int, world_size: int = 1)
     return order[: steps * batch_size].view(steps, world_size, -1)
 
 
-def make_loader(dataset: ImageSet, batches: list[list[int]], workers: int) -> DataLoader[Any]:
+def make_loader(dataset: SeededDataset, batches: list[list[int]], workers: int) -> DataLoader[Any]:
     """Loads the given batches of sample indices, in this order."""
     return DataLoader(
         dataset,

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pspfast.data import EvalTransform, Taxonomy, colorize, overlay, read_image
+from pspfast.data.datasets import SeededDataset
 from pspfast.engine.checkpoint import atomic_open
 from pspfast.engine.config import PredictConfig
-from pspfast.engine.inputs import ImageSet
 from pspfast.engine.weights import load_model
 from pspfast.models import PSPNet
 
@@ -48,7 +48,7 @@ def predict(options: PredictConfig) -> list[Path]:
 
 
 def segment_item(
-    model: PSPNet, dataset: ImageSet, index: int, device: torch.device
+    model: PSPNet, dataset: SeededDataset, index: int, device: torch.device
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """Pixels ``[H, W, 3]`` in uint8, labels and prediction ``[H, W]`` of an unaugmented item."""
     image, labels = dataset[index]

@@ -17,10 +17,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from pspfast.data import Taxonomy, colorize
+from pspfast.data.datasets import SeededDataset
 from pspfast.engine.config import Config
 from pspfast.engine.evaluate import Scores, evaluate, make_confusion
 from pspfast.engine.inputs import (
-    ImageSet,
     choose_taxonomy,
     make_loader,
     make_train_set,
@@ -53,7 +53,10 @@ def train(config: Config) -> Scores | None:
     taxonomy = choose_taxonomy(config.data.classes)
     train_set = make_train_set(config, taxonomy.num_classes)
     val_set = make_val_set(config.data, taxonomy.num_classes)
-    return Trainer(config, train_set, val_set, taxonomy).fit()
+    trainer = Trainer(config, train_set, val_set, taxonomy)
+    scores = trainer.fit()
+    trainer.accelerator.print(f"weights, log and TensorBoard events are in {trainer.folder}")
+    return scores
 
 
 class Trainer:
@@ -67,7 +70,11 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, train_set: ImageSet, val_set: ImageSet | None, taxonomy: Taxonomy
+        self,
+        config: Config,
+        train_set: SeededDataset,
+        val_set: SeededDataset | None,
+        taxonomy: Taxonomy,
     ) -> None:
         options = config.train
         self.config, self.taxonomy = config, taxonomy
@@ -115,11 +122,11 @@ class Trainer:
                     self.log = None
         return scores
 
-    def validate(self) -> Scores:
+    def validate(self, val_set: SeededDataset) -> Scores:
         """Scores whole validation images, and sends some of them to TensorBoard."""
         # Single images, since sizes may differ.
-        batches = [[i] for i in range(self.rank, len(self.val_set), self.world_size)]
-        loader = make_loader(self.val_set, batches, self.config.data.workers)
+        batches = [[i] for i in range(self.rank, len(val_set), self.world_size)]
+        loader = make_loader(val_set, batches, self.config.data.workers)
         bar = tqdm(loader, desc="validation", leave=False, disable=self._bar_disabled)
         # Processes have different numbers of images, so they could not agree on where to stop.
         stoppable = self._until_stopped(bar) if self.world_size == 1 else bar
@@ -128,8 +135,10 @@ class Trainer:
                 self.state.bare_model, stoppable, self._confusion(), self.device, self.memory_format
             )
             if self.log:
-                for i in range(min(_PICTURES, len(self.val_set))):
-                    self.log.picture(f"validation/{i}", self._picture(i), self.state.iteration)
+                for i in range(min(_PICTURES, len(val_set))):
+                    self.log.picture(
+                        f"validation/{i}", self._picture(val_set, i), self.state.iteration
+                    )
         return scores
 
     def _train_epoch(self, bar: tqdm[Any]) -> None:
@@ -164,7 +173,7 @@ class Trainer:
                 raise _Stop
         seconds = time.perf_counter() - start
         state.record = {
-            "loss": loss_sum.item() / (state.step - first),
+            "loss": self.accelerator.reduce(loss_sum, "mean").item() / (state.step - first),
             "train_mIoU": Scores(confusion.compute()).mean_iou,
             "lr": state.optimizer.param_groups[0]["lr"],
             "images_per_second": (state.step - first) * options.batch_size / seconds,
@@ -182,7 +191,7 @@ class Trainer:
         scores = None
         if self.val_set is not None and (last or (state.epoch + 1) % options.eval_every == 0):
             start = time.perf_counter()
-            scores = self.validate()
+            scores = self.validate(self.val_set)
             record |= {**scores.summary(), "val_seconds": time.perf_counter() - start}
         state.epoch, state.step = state.epoch + 1, 0
         if self.log:
@@ -216,9 +225,9 @@ class Trainer:
             weights = self.state.bare_model.state_dict()
             save_weights(path, weights, self.config, self.taxonomy, {"record": record})
 
-    def _picture(self, index: int) -> np.ndarray:
+    def _picture(self, val_set: SeededDataset, index: int) -> np.ndarray:
         """Image, labels and prediction side by side ``[h, 3w, 3]``."""
-        pixels, *maps = segment_item(self.state.bare_model, self.val_set, index, self.device)
+        pixels, *maps = segment_item(self.state.bare_model, val_set, index, self.device)
         return np.hstack([pixels, *(colorize(ids, self.taxonomy) for ids in maps)])
 
     def _confusion(self) -> MulticlassConfusionMatrix:

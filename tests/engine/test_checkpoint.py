@@ -14,7 +14,7 @@ from pspfast.engine.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from pspfast.engine.weights import load_model
+from pspfast.engine.weights import load_model, save_weights
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -63,6 +63,16 @@ def test_random_state_comes_back() -> None:
     expected = torch.rand(5)
     set_random_state(state)
     assert torch.equal(torch.rand(5), expected)
+
+
+def test_model_loads_without_the_weights_it_started_from(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    trained = load_model(finished_run / "final.safetensors")
+    trained.config.model.pretrained = "gone.pth"
+    path = tmp_path / "model.safetensors"
+    save_weights(path, trained.model.state_dict(), trained.config, trained.taxonomy, {})
+    assert load_model(path).taxonomy == trained.taxonomy
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "missing.pt"])

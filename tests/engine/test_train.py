@@ -1,6 +1,8 @@
 """Resuming, stopping, and what a run leaves behind."""
 
+import multiprocessing
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +78,7 @@ def test_interrupted_run_continues_bit_for_bit(
         interrupt(patch, owner, method, call)
         with pytest.raises(TrainingInterrupted) as stopped:
             train(config)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     state = load_checkpoint(stopped.value.checkpoint)
     assert (state["epoch"], state["step"]) == position
     assert stopped.value.resume.endswith("config.yaml --train.resume auto")
@@ -104,8 +107,29 @@ def test_killed_run_continues_from_its_last_checkpoint(
     assert_same_result(folder, finished_run)
 
 
-def test_workers_change_nothing(config: Config, finished_run: Path) -> None:
-    train(variant(config, "data", workers=1))
+def test_signal_to_the_workers_too(
+    config: Config,
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As terminals and job schedulers do it; and samples from a worker are the same."""
+    config = variant(variant(config, "data", workers=1), resume="auto")
+    original = Accelerator.backward
+
+    def backward(self: Accelerator, loss: Tensor) -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGINT)
+            os.kill(child.pid, signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "backward", backward)
+        with pytest.raises(TrainingInterrupted):
+            train(config)
+    assert capfd.readouterr().err.count("stopping after this step") == 1
+    train(config)
     assert_same_result(Path(config.train.output), finished_run)
 
 
@@ -124,12 +148,6 @@ def test_augmentation_differs_between_epochs(
     train(variant(config, "data", val_list=None))
     assert sorted(index for index, _ in seen) == sorted([*range(6), *range(6)])
     assert len(set(seen)) == 12
-
-
-def test_signal_handlers_are_put_back(config: Config) -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    train(variant(config, epochs=1))
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_files_of_a_run(finished_run: Path) -> None:
@@ -183,7 +201,7 @@ def test_variants_train(config: Config, section: str, changes: dict[str, object]
 
 
 def test_training_learns(config: Config) -> None:
-    scores = train(variant(config, epochs=12, lr=0.02, eval_every=12))
+    scores = train(variant(config, epochs=8, lr=0.02, eval_every=8))
     assert scores is not None
     assert scores.mean_iou > 0.5
 
@@ -194,10 +212,10 @@ def test_output_of_another_run_is_not_mixed(config: Config, finished_run: Path) 
         train(config)
 
 
-def test_overwrite_starts_anew(config: Config) -> None:
-    train(config)
-    train(variant(config, epochs=1, overwrite=True))
+def test_overwrite_starts_anew(config: Config, finished_run: Path) -> None:
     folder = Path(config.train.output)
+    shutil.copytree(finished_run, folder)
+    train(variant(config, epochs=1, overwrite=True))
     assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-00000003.pt"]
     assert len(read_log(folder)) == 1
 

@@ -15,7 +15,9 @@ import triton
 
 ROOT = Path(__file__).parents[2]
 EMULATION = Path(__file__).parent / "emulation"
-GXX = (os.environ.get("CXX", "g++"), "-std=c++20", "-g", f"-I{EMULATION}", "-DPSPFAST_WITH_CUDA")
+# CUDA code reads and writes elements of any type as 16-byte words, which C++ would forbid.
+GXX_FLAGS = ("-std=c++20", "-g", "-fno-strict-aliasing", f"-I{EMULATION}", "-DPSPFAST_WITH_CUDA")
+GXX = (os.environ.get("CXX", "g++"), *GXX_FLAGS)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 

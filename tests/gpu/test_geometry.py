@@ -34,9 +34,7 @@ def axis_cells(
     return edge[: count + 1], begin[: sum(bins)], end[: sum(bins)]
 
 
-@given(
-    size=st.integers(1, 2**31 - 1), bins=st.integers(1, MAX_AXIS_BINS), u=st.integers(0, 63)
-)
+@given(size=st.integers(1, 2**31 - 1), bins=st.integers(1, MAX_AXIS_BINS), u=st.integers(0, 63))
 def test_bin_edges(geometry: ctypes.CDLL, size: int, bins: int, u: int) -> None:
     u %= bins
     got = (geometry.bin_begin(u, size, bins), geometry.bin_end(u, size, bins))

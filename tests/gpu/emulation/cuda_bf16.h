@@ -8,7 +8,9 @@ struct __nv_bfloat16 {
   std::uint16_t bits;
 };
 
-inline float __bfloat162float(__nv_bfloat16 h) { return std::bit_cast<float>(static_cast<std::uint32_t>(h.bits) << 16); }
+inline float __bfloat162float(__nv_bfloat16 h) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(h.bits) << 16);
+}
 
 inline __nv_bfloat16 __float2bfloat16_rn(float f) {
   if (f != f) return {0x7fff};

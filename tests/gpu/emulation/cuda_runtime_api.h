@@ -37,12 +37,21 @@
 #define PSPFAST_MAX_GRID_X 3
 #define PSPFAST_SHARED(name) unsigned char* const name = emulation::shared_memory()
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719
+};
 using cudaStream_t = struct CUstream_st*;
 
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
 };
 
 using std::max;
@@ -199,8 +208,7 @@ EMULATION_HIDDEN inline bool run_block(bool backwards) {
   return std::all_of(fibers.begin(), fibers.end(), [](const Fiber& fiber) { return fiber.state == State::kDone; });
 }
 
-inline void launch(std::function<void()> kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
-                   cudaStream_t) {
+inline void launch(std::function<void()> kernel, dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t) {
   const unsigned threads = block.x * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 ||
       grid.z == 0 || grid.z > 65535 || shared_bytes > 48 * 1024) {
@@ -273,6 +281,8 @@ inline constexpr emulation::Coordinates<emulation::ReadBlockSize> blockDim{};
 inline constexpr emulation::Coordinates<emulation::ReadGridSize> gridDim{};
 
 inline cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
+
+inline void __stwb(uint4* to, uint4 value) { *to = value; }
 
 inline void __syncthreads() { emulation::suspend(emulation::State::kAtBlockBarrier); }
 

@@ -14,5 +14,4 @@ int axis_cells(int64_t size, const int32_t* bins, int levels, int32_t* edge, int
   std::copy_n(cells.end, pspfast::kMaxAxisBins, end);
   return cells.count;
 }
-
 }

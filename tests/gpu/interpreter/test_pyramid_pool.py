@@ -31,8 +31,9 @@ def as_given(x: Tensor, channels_last: bool) -> Tensor:
 
 
 def assert_exact_to_rounding(got: Tensor, expected: Tensor) -> None:
-    """float32 sums, rounded once to the dtype of the result."""
-    rounding = 0.51 * torch.finfo(got.dtype).eps
+    """float32 sums, rounded once to the dtype of the result; the interpreter truncates to bfloat16."""
+    half_ulps = 2 if got.dtype == torch.bfloat16 else 1
+    rounding = 0.51 * half_ulps * torch.finfo(got.dtype).eps
     torch.testing.assert_close(got.double(), expected, rtol=max(rounding, 1e-6), atol=1e-6)
 
 
@@ -48,6 +49,8 @@ def test_forward_and_backward(
     pooled = pyramid_pool_forward(x, bins)
     assert_exact_to_rounding(pooled, expected.detach())
 
+    if x.numel() == 0:
+        return
     grad = torch.randn(expected.shape).to(dtype)
     expected.backward(grad.double())
     assert exact_x.grad is not None
@@ -55,7 +58,7 @@ def test_forward_and_backward(
     channels_last = not x.is_contiguous()
     grad_x = pyramid_pool_backward(grad, bins, *shape[2:], channels_last)
     assert_exact_to_rounding(grad_x, exact_x.grad)
-    assert grad_x.stride() == x.stride() or x.numel() == 0
+    assert grad_x.stride() == x.stride()
     assert pooled.is_contiguous() or pooled.transpose(1, 2).is_contiguous()
 
 
