@@ -16,8 +16,8 @@ template <typename T, bool Forward>
 void launch_planes(const PyramidPoolParams& params, const T* from, T* to, cudaStream_t stream) {
   const PlanePlan plan = make_plane_plan<T>(params);
   const auto kernel = Forward ? plane_fwd_kernel<T> : plane_bwd_kernel<T>;
-  PSPFAST_LAUNCH(kernel, make_grid(params.batch * params.channels), kPlaneThreads, shared_bytes<T>(plan), stream,
-                 params, plan, from, to);
+  PSPFAST_LAUNCH(kernel, make_grid(params.batch * params.channels), kPlaneThreads, shared_bytes(plan), stream, params,
+                 plan, from, to);
 }
 
 template <typename T, int Size, bool Forward>

@@ -24,8 +24,7 @@ struct PlanePlan {
   int strip_count, column_count, sum_count;  // float counts of the tables behind the tile
 };
 
-template <typename T>
-int64_t shared_bytes(const PlanePlan& plan) {
+inline int64_t shared_bytes(const PlanePlan& plan) {
   return plan.tile_bytes + sizeof(float) * (int64_t{plan.strip_count} + plan.column_count + plan.sum_count);
 }
 
@@ -43,7 +42,7 @@ PlanePlan make_plane_plan(const PyramidPoolParams& params) {
     plan.strip_count = bands * plan.cols;
     plan.column_count = bands * plan.axis_bins;
     plan.sum_count = cells.bin_count;
-    if (plan.rows == 1 || shared_bytes<T>(plan) <= kMaxSharedBytes) return plan;
+    if (plan.rows == 1 || shared_bytes(plan) <= kMaxSharedBytes) return plan;
   }
 }
 

@@ -61,31 +61,33 @@ def _voc_colour(entry: int) -> Colour:
 
 
 CLASSES: dict[str, Taxonomy] = {
+    # Ids as in the 11-class label maps of the SegNet tutorial. Class lists that travel with copies of
+    # them may be in another order.
     "camvid": Taxonomy(
         names=(
-            "building",
-            "tree",
             "sky",
-            "car",
-            "sign_symbol",
-            "road",
-            "pedestrian",
-            "fence",
+            "building",
             "column_pole",
+            "road",
             "sidewalk",
+            "tree",
+            "sign_symbol",
+            "fence",
+            "car",
+            "pedestrian",
             "bicyclist",
         ),
         palette=(
-            (128, 0, 0),
-            (128, 128, 0),
             (128, 128, 128),
-            (64, 0, 128),
-            (192, 128, 128),
-            (128, 64, 128),
-            (64, 64, 0),
-            (64, 64, 128),
+            (128, 0, 0),
             (192, 192, 128),
+            (128, 64, 128),
             (0, 0, 192),
+            (128, 128, 0),
+            (192, 128, 128),
+            (64, 64, 128),
+            (64, 0, 128),
+            (64, 64, 0),
             (0, 128, 192),
         ),
     ),

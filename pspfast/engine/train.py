@@ -143,7 +143,7 @@ class Trainer:
 
     def _train_epoch(self, bar: tqdm[Any]) -> None:
         options, state = self.config.train, self.state
-        stride = 8 // self.config.model.zoom_factor
+        stride, ignore_index = 8 // self.config.model.zoom_factor, self.config.data.ignore_index
         self.train_set.set_epoch(state.epoch)
         seed = options.seed + state.epoch
         batches = train_batches(len(self.train_set), options.batch_size, seed, self.world_size)
@@ -158,6 +158,8 @@ class Trainer:
             labels = labels[:, ::stride, ::stride].to(self.device, non_blocking=True)
             predicted, main_loss, aux_loss = state.model(images, labels)
             loss = main_loss + options.aux_weight * aux_loss
+            # The mean over the labelled pixels is NaN where a batch has none.
+            loss = torch.where((labels != ignore_index).any(), loss, 0.0)
             self.accelerator.backward(loss)
             state.optimizer.step()
             state.optimizer.zero_grad()

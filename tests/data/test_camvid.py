@@ -30,8 +30,26 @@ def test_every_file_is_valid(split, count):
     assert sorted(samples) == folder_samples(CAMVID / "images" / split, CAMVID / "labels" / split)
 
 
-def test_names_are_in_the_order_of_the_ids():
-    assert CLASSES["camvid"].names == tuple((CAMVID / "classes.txt").read_text().split())
+def test_names_mean_what_the_label_maps_show():
+    """classes.txt has the names, but in another order than the ids of the label maps."""
+    names = CLASSES["camvid"].names
+    assert set(names) == set((CAMVID / "classes.txt").read_text().split())
+    dataset = SegmentationDataset(list_file_samples(CAMVID / "val.txt")[::10], EvalTransform())
+    pixels, heights, brightness = torch.zeros(3, len(names), dtype=torch.float64)
+    for index in range(len(dataset)):
+        image, labels = dataset.load(index)
+        for i in range(len(names)):
+            mask = labels == i
+            pixels[i] += mask.sum()
+            heights[i] += mask.nonzero()[:, 0].sum() / labels.shape[0]
+            brightness[i] += image.double().mean(0)[mask].sum()
+    heights, brightness = heights / pixels, brightness / pixels
+    assert names[heights.argmin()] == names[brightness.argmax()] == "sky"
+    assert names[heights.argmax()] == "road"
+    assert heights[names.index("sidewalk")] > heights[names.index("car")]
+    large = {names[i] for i in pixels.topk(4).indices}
+    assert large == {"sky", "building", "tree", "road"}
+    assert pixels[names.index("car")] > pixels[names.index("column_pole")]
 
 
 def test_items():

@@ -40,15 +40,15 @@ def edges(u: int, size: int, bins: int) -> tuple[int, int]:
 
 
 # The last axis is the longest whose products with 64 bins int32 holds.
-@pytest.mark.parametrize("size", [1, 2, 5, 6, 7, 60, 61, 97, 473, 2**31 // 64 - 1])
-@pytest.mark.parametrize("bins", [1, 3, 6, 63, 64])
+@pytest.mark.parametrize("size", [1, 5, 60, 61, 2**31 // 64 - 1])
+@pytest.mark.parametrize("bins", [1, 6, 64])
 def test_bin_edges(size: int, bins: int) -> None:
     got = torch.full((2, bins), -1, dtype=torch.int32)
     _edges_kernel[(1,)](got, size, bins, BLOCK=64)
     assert list(zip(*got.tolist(), strict=True)) == [edges(u, size, bins) for u in range(bins)]
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 7, 60, 61, 97])
+@pytest.mark.parametrize("size", [1, 2, 7, 60, 61])
 @pytest.mark.parametrize("bins", [(1,), (1, 2, 3, 6), (8, 5)])
 def test_next_edge(size: int, bins: tuple[int, ...]) -> None:
     got = torch.full((size,), -1, dtype=torch.int32)
