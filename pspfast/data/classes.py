@@ -61,8 +61,8 @@ def _voc_colour(entry: int) -> Colour:
 
 
 CLASSES: dict[str, Taxonomy] = {
-    # Ids as in the 11-class label maps of the SegNet tutorial. Class lists that travel with copies of
-    # them may be in another order.
+    # Ids as in the 11-class label maps of the SegNet tutorial. Class lists that travel with copies
+    # of them may be in another order.
     "camvid": Taxonomy(
         names=(
             "sky",

@@ -62,7 +62,10 @@ def demo(options: DemoConfig) -> Scores:
 
 def demo_config(options: DemoConfig) -> Config:
     """What the demo trains: small enough for two CPU cores."""
-    fast_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    if torch.cuda.is_available():
+        fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast_bf16 = torch.cpu._is_avx512_bf16_supported()
     return Config(
         ModelConfig(layers=18, stem="7x7", head_channels=128, aux_channels=64),
         DataConfig(classes="scenes", workers=1),

@@ -10,9 +10,9 @@ from pspfast.kernels import pyramid_pool
 ARCHS = [80, 90, 100]
 # What an sm_89 multiprocessor lends a block, the least of all chips since sm_80.
 MAX_SHARED_BYTES = 99 * 1024
-# ptxas spills a register or a few, once a program, where that lets another block be resident;
-# values that a loop needs would be hundreds of bytes.
-MAX_TRITON_STACK_BYTES = 32
+# On sm_100 ptxas saves a few registers, once a program, to keep one more program resident in the
+# forward of 16-bit types; values that a loop needs would take hundreds of bytes.
+MAX_TRITON_STACK_BYTES = {80: 0, 90: 0, 100: 16}
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -53,7 +53,7 @@ def test_triton(
     )
     backward = triton_code(pyramid_pool._bwd_kernel, arch, dtype, constants, ("channels",))
     for kernel in (forward, backward):
-        assert kernel.stack <= MAX_TRITON_STACK_BYTES, kernel.name
+        assert kernel.stack <= MAX_TRITON_STACK_BYTES[arch], kernel.name
         assert kernel.shared <= MAX_SHARED_BYTES
     reads = re.findall(r"ld\.global[.\w:]*|cp\.async\.\w+\.shared\.global", forward.text)
     assert {"ld.global.v4.b32", "cp.async.cg.shared.global"} & set(reads), reads
