@@ -27,6 +27,7 @@ from pspfast.engine.predict import save_pictures, segment_item
 from pspfast.engine.train import Trainer
 
 _TRAIN_SCENES, _VAL_SCENES, _SHOWN = 160, 40, 4
+_SIZE = 129, 161  # 8n+1, where align_corners puts the features exactly at their pixels
 
 
 def demo(options: DemoConfig) -> Scores:
@@ -37,8 +38,8 @@ def demo(options: DemoConfig) -> Scores:
     """
     folder = Path(options.output)
     config = demo_config(options)
-    train_set = SceneDataset(_TRAIN_SCENES, seed=0, transform=make_train_transform(config))
-    val_set = SceneDataset(_VAL_SCENES, seed=1, transform=EvalTransform())
+    train_set = SceneDataset(_TRAIN_SCENES, _SIZE, seed=0, transform=make_train_transform(config))
+    val_set = SceneDataset(_VAL_SCENES, _SIZE, seed=1, transform=EvalTransform())
     trainer = Trainer(config, train_set, val_set, CLASSES["scenes"])
     print(f"training a ResNet-18 PSPNet on {_TRAIN_SCENES} drawn scenes on {trainer.device}")
     try:

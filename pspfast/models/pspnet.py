@@ -99,7 +99,9 @@ class PSPNet(nn.Module):
 
         Args:
             x: images ``[N, 3, H, W]``, normalised; any H and W. At sizes 8n+1 the numbers are
-                semseg's, which takes no others.
+                semseg's, which takes no others. With ``align_corners`` features lie on every eighth
+                pixel only at these sizes: others are padded with zeros, the mean colour, at the
+                bottom and right, and the logits are cropped. Without it nothing is padded.
             y: labels ``[N, h, w]``, needed in training; h = floor((H - 1) z / 8) + 1 with
                 z = ``zoom_factor``, so h = H for the default of 8, and w likewise. Labels of larger
                 images are brought there by ``y[:, :: 8 // z, :: 8 // z]``.
@@ -113,21 +115,22 @@ class PSPNet(nn.Module):
                 shape, or a value that is neither a class nor ``ignore_index``. Values are looked
                 at on the CPU only, where that costs no synchronisation.
         """
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"PSPNet: x: expected [N, 3, H, W], got {tuple(x.shape)}")
+        _check_images("x", x)
         size = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
         if self.training:
             self._check_target(x, y, size)
 
+        x = self._pad(x)
+        padded = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
         x = self.layer2(self.layer1(self.layer0(x)))
         x_aux = self.layer3(x)
         x = self.layer4(x_aux)
         if self.use_ppm:
             x = self.ppm(x)
-        logits = self._zoom(self.cls(x), size)
+        logits = self._zoom(self.cls(x), padded, size)
         if not self.training:
             return logits
-        aux_logits = self._zoom(self.aux(x_aux), size)
+        aux_logits = self._zoom(self.aux(x_aux), padded, size)
         return logits.argmax(1), self.criterion(logits, y), self.criterion(aux_logits, y)
 
     @torch.inference_mode()
@@ -139,24 +142,39 @@ class PSPNet(nn.Module):
 
         Returns:
             Labels ``[N, H, W]`` in int64, each in 0 … K-1.
+
+        Raises:
+            ValueError: the images have another shape.
         """
+        _check_images("images", images)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            logits = self(images)
+            padded = self._pad(images)
+            logits = self(padded)
         finally:
             for module in training:
                 module.training = True
-        if logits.shape[2:] != images.shape[2:]:
+        if logits.shape[2:] != padded.shape[2:]:
             logits = F.interpolate(
-                logits, images.shape[2:], mode="bilinear", align_corners=self.align_corners
+                logits, padded.shape[2:], mode="bilinear", align_corners=self.align_corners
             )
-        return logits.argmax(1)
+        return logits[:, :, : images.shape[2], : images.shape[3]].argmax(1)
 
-    def _zoom(self, logits: Tensor, size: list[int]) -> Tensor:
-        if self.zoom_factor == 1:
-            return logits
-        return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
+    def _pad(self, x: Tensor) -> Tensor:
+        """Pads to a size at which the corners of the features are aligned with pixels."""
+        bottom, right = (-(s - 1) % 8 for s in x.shape[2:])
+        if not self.align_corners or not (bottom or right):
+            return x
+        return F.pad(x, (0, right, 0, bottom))
+
+    def _zoom(self, logits: Tensor, padded: list[int], size: list[int]) -> Tensor:
+        """Interpolates to the padded image's resolution and cuts the padding off."""
+        if self.zoom_factor != 1:
+            logits = F.interpolate(
+                logits, padded, mode="bilinear", align_corners=self.align_corners
+            )
+        return logits[:, :, : size[0], : size[1]]
 
     def _check_target(self, x: Tensor, y: Tensor | None, size: list[int]) -> None:
         if y is None:
@@ -189,6 +207,11 @@ def _classifier(in_channels: int, channels: int, classes: int, dropout: float) -
         nn.Dropout2d(p=dropout),
         nn.Conv2d(channels, classes, kernel_size=1),
     )
+
+
+def _check_images(name: str, images: Tensor) -> None:
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"PSPNet: {name}: expected [N, 3, H, W], got {tuple(images.shape)}")
 
 
 def _check_choice(name: str, got: object, choices: tuple[object, ...]) -> None:

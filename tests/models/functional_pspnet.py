@@ -22,6 +22,12 @@ class FunctionalPSPNet:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the main and of the auxiliary head."""
+        height, width = x.shape[2:]
+        if self.align_corners:
+            while x.shape[2] % 8 != 1:
+                x = torch.cat([x, torch.zeros_like(x[:, :, :1])], 2)
+            while x.shape[3] % 8 != 1:
+                x = torch.cat([x, torch.zeros_like(x[:, :, :, :1])], 3)
         size = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
         x = self.stem(x)
         for stage, (stride, dilation) in enumerate([(1, 1), (2, 1), (1, 2), (1, 4)], start=1):
@@ -34,9 +40,10 @@ class FunctionalPSPNet:
                 maps.append(self.resize(prior, x.shape[2:]))
             x = torch.cat(maps, 1)
         logits = self.head(x, "cls"), self.head(x_aux, "aux")
-        if self.zoom_factor == 1:
-            return logits
-        return self.resize(logits[0], size), self.resize(logits[1], size)
+        if self.zoom_factor != 1:
+            logits = self.resize(logits[0], size), self.resize(logits[1], size)
+        h, w = ((s - 1) * self.zoom_factor // 8 + 1 for s in (height, width))
+        return logits[0][:, :, :h, :w], logits[1][:, :, :h, :w]
 
     def stem(self, x: Tensor) -> Tensor:
         kernel = self.state["layer0.0.weight"].shape[-1]

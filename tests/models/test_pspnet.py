@@ -143,6 +143,17 @@ def test_variants_at_any_size(options: dict[str, Any], size: tuple[int, int]) ->
         assert relative_difference(got, oracle(x.double())[0]) < 1e-5
 
 
+@pytest.mark.parametrize("zoom_factor", [1, 8])
+def test_features_stay_on_their_pixels_at_any_size(zoom_factor: int) -> None:
+    """The logits of an image are those of the image on a larger canvas of the mean colour."""
+    model = random_statistics(PSPNet(classes=3, zoom_factor=zoom_factor, **TINY)).eval()
+    image = torch.randn(1, 3, 42, 55)
+    canvas = F.pad(image, (0, 2, 0, 7))
+    logits, expected = model(image), model(canvas)
+    assert logits.shape[2:] == ((42, 55) if zoom_factor == 8 else (6, 7))
+    torch.testing.assert_close(logits, expected[:, :, : logits.shape[2], : logits.shape[3]])
+
+
 def test_gradients_reach_every_parameter() -> None:
     model = PSPNet(classes=3, **TINY)
     _, main_loss, aux_loss = model(torch.randn(2, 3, 41, 41), torch.randint(0, 3, (2, 41, 41)))
@@ -199,6 +210,8 @@ def test_wrong_inputs() -> None:
     x = torch.randn(2, 3, 33, 33)
     with pytest.raises(ValueError, match=r"x: expected \[N, 3, H, W\], got \(2, 1, 33, 33\)"):
         model(x[:, :1])
+    with pytest.raises(ValueError, match=r"images: expected \[N, 3, H, W\], got \(3, 33, 33\)"):
+        model.predict(x[0])
     with pytest.raises(ValueError, match="y: expected labels in training mode, got None"):
         model(x)
     with pytest.raises(ValueError, match=r"y: expected shape \(2, 33, 33\) .* got \(2, 5, 5\)"):
@@ -216,8 +229,9 @@ def test_predict_keeps_size_and_modes(zoom_factor: int) -> None:
     assert model.training
     assert not model.layer1.training
     assert not model.layer1[0].bn1.training
-    logits = F.interpolate(model.eval()(images), (37, 50), mode="bilinear", align_corners=True)
-    assert torch.equal(labels, logits.argmax(1))
+    logits = model.eval()(F.pad(images, (0, 7, 0, 4)))
+    logits = F.interpolate(logits, (41, 57), mode="bilinear", align_corners=True)
+    assert torch.equal(labels, logits[:, :, :37, :50].argmax(1))
 
 
 def test_compiles_without_graph_break() -> None:
