@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import platform
 
 import torch
@@ -12,7 +12,8 @@ from pspfast import __version__, _extension, backends
 
 def report() -> str:
     """Versions, what was built, which backend serves which tensors, and why one is missing."""
-    triton = importlib.import_module("triton").__version__ if _has("triton") else "not installed"
+    has_triton = "triton" not in backends.MISSING
+    triton = importlib.import_module("triton").__version__ if has_triton else "missing"
     lines = [
         f"pspfast      {__version__}",
         f"python       {platform.python_version()} on {platform.machine()}",
@@ -35,9 +36,5 @@ def report() -> str:
         f"cpu tensors  {backends.default('cpu')}",
         f"cuda tensors {backends.default('cuda')}",
     ]
-    lines += [f"no {name:<9} {reason}" for name, reason in backends.missing().items()]
+    lines += [f"no {name:<9} {reason}" for name, reason in backends.MISSING.items()]
     return "\n".join(lines)
-
-
-def _has(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None

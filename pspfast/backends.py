@@ -55,8 +55,7 @@ def backend(name: str) -> Iterator[None]:
         _chosen = previous
 
 
-def missing() -> dict[str, str]:
-    """Backends that this installation or machine lacks, and why."""
+def _find_missing() -> dict[str, str]:
     reasons = {}
     if _extension.build_info is None:
         reasons["cpu"] = reasons["cuda"] = str(_extension.load_error)
@@ -70,13 +69,14 @@ def missing() -> dict[str, str]:
     return reasons
 
 
-_missing = missing()
+#: Backends that this installation lacks, and why.
+MISSING = _find_missing()
 
 
 def default(device: str) -> str:
     """The backend that ``auto`` takes for tensors on a device of this type."""
     for name, served in _DEVICES.items():
-        if device == served and name not in _missing:
+        if device == served and name not in MISSING:
             return name
     return "reference"
 
@@ -92,8 +92,8 @@ def select(op: str, tensor: Tensor) -> str:
         return _chosen
     if _chosen == "auto":
         return default(device)
-    if _chosen in _missing:
-        raise RuntimeError(f"{op}: backend {_chosen!r} is missing: {_missing[_chosen]}")
+    if _chosen in MISSING:
+        raise RuntimeError(f"{op}: backend {_chosen!r} is missing: {MISSING[_chosen]}")
     if device != _DEVICES[_chosen]:
         raise RuntimeError(
             f"{op}: backend {_chosen!r}: expected a tensor on {_DEVICES[_chosen]}, got {device}"

@@ -51,7 +51,7 @@ def test_backend_of_another_device() -> None:
 
 
 def test_missing_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends._missing, "cuda", "pspfast._C was built without CUDA")
+    monkeypatch.setitem(backends.MISSING, "cuda", "pspfast._C was built without CUDA")
     with (
         pspfast.backend("cuda"),
         pytest.raises(RuntimeError, match=r"'cuda' is missing: pspfast\._C was built without CUDA"),

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from pspfast import backends
 
+# kMaxLevels and kMaxAxisBins of csrc/geometry.h.
+_MAX_LEVELS = 8
+_MAX_AXIS_BINS = 64
+
 
 def pyramid_pool(x: Tensor, bins: Sequence[int]) -> Tensor:
     """Pool ``x`` into b by b bins for every b in ``bins``.
@@ -60,13 +64,15 @@ def _check_inputs(x: Tensor, bins: Sequence[int]) -> None:
         raise ValueError(
             f"pyramid_pool: x: expected H and W of at least 1, got {height} and {width}"
         )
-    if not 1 <= len(bins) <= 8:
-        raise ValueError(f"pyramid_pool: bins: expected 1 to 8 levels, got {len(bins)}")
-    if min(bins) < 1 or max(bins) > 64:
-        wrong = next(b for b in bins if not 1 <= b <= 64)
-        raise ValueError(f"pyramid_pool: bins: expected each of 1 to 64, got {wrong}")
-    if sum(bins) > 64:
-        raise ValueError(f"pyramid_pool: bins: expected a sum of at most 64, got {sum(bins)}")
+    if not 1 <= len(bins) <= _MAX_LEVELS:
+        raise ValueError(f"pyramid_pool: bins: expected 1 to {_MAX_LEVELS} levels, got {len(bins)}")
+    for b in bins:
+        if not 1 <= b <= _MAX_AXIS_BINS:
+            raise ValueError(f"pyramid_pool: bins: expected each of 1 to {_MAX_AXIS_BINS}, got {b}")
+    if sum(bins) > _MAX_AXIS_BINS:
+        raise ValueError(
+            f"pyramid_pool: bins: expected a sum of at most {_MAX_AXIS_BINS}, got {sum(bins)}"
+        )
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -118,13 +124,12 @@ def _register_autograd(forward_op: str, backward_op: str) -> None:
     )
 
 
-missing = backends.missing()
-if "cpu" not in missing:
+if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::pyramid_pool", _fake)
     torch.library.register_fake("pspfast::pyramid_pool_backward", _backward_fake)
     _register_autograd("pyramid_pool", "pyramid_pool_backward")
 
-if "triton" not in missing:
+if "triton" not in backends.MISSING:
     from pspfast.kernels import pyramid_pool as kernels
 
     @torch.library.triton_op("pspfast::pyramid_pool_triton", mutates_args=())

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -88,8 +89,8 @@ def test_pooled_order_in_memory_follows_the_map() -> None:
 def test_every_vector_level(level: str) -> None:
     """The other levels run in processes of their own: torch picks the level once, at start-up."""
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
-    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import vector_level"
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    script = Path(__file__).with_name("vector_level.py")
+    subprocess.run([sys.executable, script], env=environment, check=True)
 
 
 BAD_INPUTS = [
