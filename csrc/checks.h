@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "dtype.h"
+#include "geometry.h"
 
 namespace pspfast {
 
@@ -22,6 +23,47 @@ inline DType check_dtype(const char* op, const char* argument, const at::Tensor&
   }
   TORCH_CHECK_TYPE(false, op, ": ", argument, ": expected float32, float16 or bfloat16",
                    tensor.is_cpu() ? " or float64" : "", ", got ", tensor.scalar_type());
+}
+
+inline PyramidLevels check_bins(const char* op, at::IntArrayRef bins) {
+  TORCH_CHECK_VALUE(!bins.empty() && bins.size() <= kMaxLevels, op, ": bins: expected 1 to ", kMaxLevels,
+                    " levels, got ", bins.size());
+  int64_t axis_bins = 0;
+  for (const int64_t b : bins) {
+    TORCH_CHECK_VALUE(b >= 1 && b <= kMaxAxisBins, op, ": bins: expected each of 1 to ", kMaxAxisBins, ", got ", b);
+    axis_bins += b;
+  }
+  TORCH_CHECK_VALUE(axis_bins <= kMaxAxisBins, op, ": bins: expected a sum of at most ", kMaxAxisBins, ", got ",
+                    axis_bins);
+  return make_pyramid_levels(bins.data(), static_cast<int>(bins.size()));
+}
+
+// A map [N, C, H, W] that the kernels take.
+inline DType check_map(const char* op, const char* argument, const at::Tensor& map) {
+  TORCH_CHECK_VALUE(map.dim() == 4, op, ": ", argument, ": expected [N, C, H, W], got shape ", map.sizes());
+  const DType dtype = check_dtype(op, argument, map);
+  for (const int64_t size : {map.size(2), map.size(3)}) {
+    TORCH_CHECK_VALUE(size >= 1 && size <= kMaxAxisSize, op, ": ", argument, ": expected H and W of 1 to ",
+                      kMaxAxisSize, ", got ", map.size(2), " and ", map.size(3));
+  }
+  return dtype;
+}
+
+// Two tensors of one dtype and device.
+inline void check_same(const char* op, const char* argument, const at::Tensor& tensor, const char* as,
+                       const at::Tensor& other) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), op, ": ", argument, ": expected ",
+                   other.scalar_type(), " as ", as, ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", argument, ": expected device ", other.device(),
+                    " as ", as, ", got ", tensor.device());
+}
+
+// Priors [N, R, S] for the map x.
+inline void check_priors(const char* op, const at::Tensor& priors, const at::Tensor& x, const PyramidLevels& pyramid) {
+  TORCH_CHECK_VALUE(priors.dim() == 3 && priors.size(0) == x.size(0) && priors.size(2) == pyramid.bin_count, op,
+                    ": priors: expected [N, R, S] with N = ", x.size(0), " and S = ", pyramid.bin_count,
+                    ", got shape ", priors.sizes());
+  check_same(op, "priors", priors, "x", x);
 }
 
 // A map whose memory order is channels_last and cannot be read as contiguous.

@@ -1,4 +1,5 @@
-// Index maths of the pyramid: bin edges and cells. Host and device compile this same text; no torch header.
+// Index maths of the pyramid: bin edges, cells and interpolation taps. Host and device compile this same text; no torch
+// header.
 #pragma once
 
 #include <algorithm>
@@ -19,9 +20,64 @@ PSPFAST_HOST_DEVICE constexpr int64_t bin_end(int64_t u, int64_t size, int64_t b
   return ((u + 1) * size + bins - 1) / bins;
 }
 
+// Bilinear interpolation along one axis, as F.interpolate: a position of an axis of `size` is (1 - weight) of source
+// `low` and weight of source `high`.
+template <class A>
+struct Tap {
+  int32_t low, high;
+  A weight;
+};
+
+// Above it products of positions and bins leave int32.
+constexpr int64_t kMaxAxisSize = int64_t(1) << 23;
+
+// The source's coordinate is a fraction of integers; only the weight is rounded.
+template <class A>
+PSPFAST_HOST_DEVICE inline Tap<A> interpolation_tap(int32_t position, int32_t size, int32_t sources,
+                                                    bool align_corners) {
+  int32_t numerator, denominator;
+  if (align_corners) {
+    numerator = position * (sources - 1);
+    denominator = size > 1 ? size - 1 : 1;
+  } else {
+    numerator = (2 * position + 1) * sources - size;
+    denominator = 2 * size;
+  }
+  if (numerator <= 0) {
+    return {0, sources > 1 ? 1 : 0, A(0)};
+  }
+  const int32_t low = numerator / denominator;
+  const A weight = static_cast<A>(numerator - low * denominator) / static_cast<A>(denominator);
+  return {low, low + 1 < sources ? low + 1 : low, weight};
+}
+
 constexpr int kMaxLevels = 8;
 // Largest sum of `bins` over all levels, that is, bins on one axis; (1,2,3,6) has 12.
 constexpr int kMaxAxisBins = 64;
+
+struct PyramidLevels {
+  int32_t levels;
+  int32_t bins[kMaxLevels];         // b of each level
+  int32_t axis_offset[kMaxLevels];  // first bin of a level on one axis: sum of b over the levels before
+  int32_t bin_offset[kMaxLevels];   // first bin of a level in [0, S): sum of b * b over the levels before
+  int32_t axis_bins, bin_count;     // sums over all levels; bin_count is S
+};
+
+// The caller has checked levels <= kMaxLevels, every b >= 1 and sum of b <= kMaxAxisBins.
+inline PyramidLevels make_pyramid_levels(const int64_t* bins, int levels) {
+  PyramidLevels pyramid{};
+  pyramid.levels = levels;
+  for (int level = 0; level < levels; ++level) {
+    const auto b = static_cast<int32_t>(bins[level]);
+    pyramid.bins[level] = b;
+    pyramid.axis_offset[level] = pyramid.axis_bins;
+    pyramid.bin_offset[level] = pyramid.bin_count;
+    pyramid.axis_bins += b;
+    pyramid.bin_count += b * b;
+  }
+  return pyramid;
+}
+
 // Every bin has two edges; n distinct edges bound n - 1 cells.
 constexpr int kMaxAxisEdges = 2 * kMaxAxisBins;
 
@@ -33,12 +89,7 @@ struct AxisCells {
   int32_t end[kMaxAxisBins];    // [begin[u], end[u])
 };
 
-struct PyramidCells {
-  int32_t levels;
-  int32_t bins[kMaxLevels];         // b of each level
-  int32_t axis_offset[kMaxLevels];  // first bin of a level in AxisCells::begin: sum of b over the levels before
-  int32_t bin_offset[kMaxLevels];   // first bin of a level in [0, S): sum of b * b over the levels before
-  int32_t bin_count;                // S
+struct PyramidCells : PyramidLevels {
   AxisCells rows, cols;
 };
 
@@ -75,22 +126,9 @@ inline AxisCells make_axis_cells(int64_t size, const int32_t* bins, int levels) 
   return cells;
 }
 
-// The caller has checked levels <= kMaxLevels, every b >= 1 and sum of b <= kMaxAxisBins.
-inline PyramidCells make_pyramid_cells(int64_t height, int64_t width, const int64_t* bins, int levels) {
-  PyramidCells cells{};
-  cells.levels = levels;
-  int32_t axis = 0;
-  for (int level = 0; level < levels; ++level) {
-    const auto b = static_cast<int32_t>(bins[level]);
-    cells.bins[level] = b;
-    cells.axis_offset[level] = axis;
-    cells.bin_offset[level] = cells.bin_count;
-    axis += b;
-    cells.bin_count += b * b;
-  }
-  cells.rows = make_axis_cells(height, cells.bins, levels);
-  cells.cols = make_axis_cells(width, cells.bins, levels);
-  return cells;
+inline PyramidCells make_pyramid_cells(int64_t height, int64_t width, const PyramidLevels& pyramid) {
+  return {pyramid, make_axis_cells(height, pyramid.bins, pyramid.levels),
+          make_axis_cells(width, pyramid.bins, pyramid.levels)};
 }
 
 }  // namespace pspfast

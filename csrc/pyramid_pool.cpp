@@ -18,22 +18,14 @@ namespace {
 PyramidPoolParams make_params(const char* op, int64_t batch, int64_t channels, int64_t height, int64_t width,
                               at::IntArrayRef bins, bool channels_last, DType dtype) {
   TORCH_CHECK_VALUE(height >= 1 && width >= 1, op, ": x: expected H and W of at least 1, got ", height, " and ", width);
-  TORCH_CHECK_VALUE(!bins.empty() && bins.size() <= kMaxLevels, op, ": bins: expected 1 to ", kMaxLevels,
-                    " levels, got ", bins.size());
-  int64_t axis_bins = 0;
-  for (const int64_t b : bins) {
-    TORCH_CHECK_VALUE(b >= 1 && b <= kMaxAxisBins, op, ": bins: expected each of 1 to ", kMaxAxisBins, ", got ", b);
-    axis_bins += b;
-  }
-  TORCH_CHECK_VALUE(axis_bins <= kMaxAxisBins, op, ": bins: expected a sum of at most ", kMaxAxisBins, ", got ",
-                    axis_bins);
+  const PyramidLevels pyramid = check_bins(op, bins);
   return {batch,
           channels,
           height,
           width,
           channels_last,
           dtype,
-          make_pyramid_cells(height, width, bins.data(), static_cast<int>(bins.size()))};
+          make_pyramid_cells(height, width, pyramid)};
 }
 
 at::Tensor empty_pooled(const PyramidPoolParams& p, const at::TensorOptions& options) {
@@ -43,8 +35,7 @@ at::Tensor empty_pooled(const PyramidPoolParams& p, const at::TensorOptions& opt
 
 at::Tensor pyramid_pool(const at::Tensor& x, at::IntArrayRef bins) {
   constexpr auto op = "pyramid_pool";
-  TORCH_CHECK_VALUE(x.dim() == 4, op, ": x: expected [N, C, H, W], got shape ", x.sizes());
-  const DType dtype = check_dtype(op, "x", x);
+  const DType dtype = check_map(op, "x", x);
   const bool channels_last = is_channels_last(x);
   const auto params = make_params(op, x.size(0), x.size(1), x.size(2), x.size(3), bins, channels_last, dtype);
   const at::Tensor dense = channels_last ? x : x.contiguous();

@@ -1,11 +1,8 @@
 // pyramid_pool on the CPU: how the work is cut for threads. The loops are in pyramid_pool.inl.
 #include "../pyramid_pool.h"
 
-#include <ATen/Parallel.h>
-
-#include <memory>
-
 #include "memory.h"
+#include "tasks.h"
 
 #define PSPFAST_KERNELS "pyramid_pool.inl"
 #include "for_each_level.h"
@@ -21,24 +18,6 @@ using Acc = baseline::Acc<T>;
 // Channels of channels_last maps that one task takes: a row of at most 11 cells of them, in float, is 22 KB and
 // stays in a 32 KB L1 cache while the map streams by.
 constexpr int64_t kChannelBlock = 512;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <class T>
-std::unique_ptr<T[]> scratch(int64_t count) {
-  return std::unique_ptr<T[]>(new T[count]);
-}
-
-// Calls task(i) for i in [0, count), in parallel. `make_task` is called once a thread and owns the thread's scratch.
-template <class MakeTask>
-void parallel_tasks(int64_t count, const MakeTask& make_task) {
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    const auto task = make_task();
-    for (int64_t i = begin; i < end; ++i) {
-      task(i);
-    }
-  });
-}
 
 template <class T>
 void pool_contiguous(const PyramidPoolParams& p, const T* x, T* pooled) {
@@ -102,17 +81,6 @@ void unpool_channels_last(const PyramidPoolParams& p, const T* grad, T* grad_x) 
                    cells.get());
     };
   });
-}
-
-// Calls f with a null pointer of the element type.
-template <class F>
-void dispatch(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat32: return f(static_cast<float*>(nullptr));
-    case DType::kFloat16: return f(static_cast<c10::Half*>(nullptr));
-    case DType::kBFloat16: return f(static_cast<c10::BFloat16*>(nullptr));
-    case DType::kFloat64: return f(static_cast<double*>(nullptr));
-  }
 }
 
 }  // namespace

@@ -111,4 +111,21 @@ PSPFAST_INLINE void store(T* p, Lanes<Acc<T>> v, int64_t n) {
     p[i] = padded[i];
   }
 }
+
+template <class V>
+PSPFAST_INLINE V relu(V v) {
+  // Not a maximum: NaN stays NaN.
+  return v < 0 ? V{} : v;
+}
+
+template <class V>
+PSPFAST_INLINE auto sum(V v) {
+  std::remove_cvref_t<decltype(v[0])> lanes[kLanes];
+  store(lanes, v);
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
 #undef PSPFAST_INLINE

@@ -10,11 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-
-# kMaxLevels and kMaxAxisBins of csrc/geometry.h.
-_MAX_LEVELS = 8
-_MAX_AXIS_BINS = 64
-
+from pspfast.ops._checks import check_bins, check_map, is_channels_last
 
 def pyramid_pool(x: Tensor, bins: Sequence[int]) -> Tensor:
     """Pool ``x`` into b by b bins for every b in ``bins``.
@@ -55,35 +51,15 @@ def pyramid_pool_reference(x: Tensor, bins: Sequence[int]) -> Tensor:
 
 
 def _check_inputs(x: Tensor, bins: Sequence[int]) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"pyramid_pool: x: expected [N, C, H, W], got shape {list(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"pyramid_pool: x: expected float32, float16 or bfloat16, got {x.dtype}")
-    height, width = x.shape[2:]
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"pyramid_pool: x: expected H and W of at least 1, got {height} and {width}"
-        )
-    if not 1 <= len(bins) <= _MAX_LEVELS:
-        raise ValueError(f"pyramid_pool: bins: expected 1 to {_MAX_LEVELS} levels, got {len(bins)}")
-    for b in bins:
-        if not 1 <= b <= _MAX_AXIS_BINS:
-            raise ValueError(f"pyramid_pool: bins: expected each of 1 to {_MAX_AXIS_BINS}, got {b}")
-    if sum(bins) > _MAX_AXIS_BINS:
-        raise ValueError(
-            f"pyramid_pool: bins: expected a sum of at most {_MAX_AXIS_BINS}, got {sum(bins)}"
-        )
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    check_map("pyramid_pool", "x", x)
+    check_bins("pyramid_pool", bins)
 
 
 def _fake(x: Tensor, bins: Sequence[int]) -> Tensor:
     _check_inputs(x, bins)
     batch, channels = x.shape[:2]
     bin_count = sum(b * b for b in bins)
-    if _is_channels_last(x):
+    if is_channels_last(x):
         return x.new_empty(batch, bin_count, channels).transpose(1, 2)
     return x.new_empty(batch, channels, bin_count)
 
@@ -105,7 +81,7 @@ def _register_autograd(forward_op: str, backward_op: str) -> None:
     def setup_context(ctx: Any, inputs: tuple[Tensor, list[int]], output: Tensor) -> None:
         x, ctx.bins = inputs
         ctx.size = x.shape[2:]
-        ctx.channels_last = _is_channels_last(x)
+        ctx.channels_last = is_channels_last(x)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         op = getattr(torch.ops.pspfast, backward_op)

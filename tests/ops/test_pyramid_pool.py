@@ -95,7 +95,7 @@ def test_every_vector_level(level: str) -> None:
 
 BAD_INPUTS = [
     (torch.zeros(3, 8, 8), BINS, ValueError, r"x: expected \[N, C, H, W\], got shape \[3, 8, 8\]"),
-    (torch.zeros(1, 3, 0, 8), BINS, ValueError, "x: expected H and W of at least 1, got 0 and 8"),
+    (torch.zeros(1, 3, 0, 8), BINS, ValueError, "x: expected H and W of 1 to 8388608, got 0 and 8"),
     (torch.zeros(1, 3, 8, 8), (), ValueError, "bins: expected 1 to 8 levels, got 0"),
     (torch.zeros(1, 3, 8, 8), (1,) * 9, ValueError, "bins: expected 1 to 8 levels, got 9"),
     (torch.zeros(1, 3, 8, 8), (2, 0), ValueError, "bins: expected each of 1 to 64, got 0"),

@@ -9,7 +9,8 @@ extern "C" int pyramid_pool(int64_t batch, int64_t channels, int64_t height, int
                                           width,
                                           channels_last,
                                           static_cast<pspfast::DType>(dtype),
-                                          pspfast::make_pyramid_cells(height, width, bins, levels)};
+                                          pspfast::make_pyramid_cells(
+                                              height, width, pspfast::make_pyramid_levels(bins, levels))};
   const auto launch = backward ? pspfast::cuda::pyramid_pool_backward : pspfast::cuda::pyramid_pool;
   return launch(params, from, to, nullptr);
 }

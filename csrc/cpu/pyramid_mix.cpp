@@ -1,0 +1,112 @@
+// pyramid_mix on the CPU: how the work is cut for threads. The loops are in pyramid_mix.inl.
+#include "../pyramid_mix.h"
+
+#include "memory.h"
+#include "tasks.h"
+
+#define PSPFAST_KERNELS "pyramid_mix.inl"
+#include "for_each_level.h"
+
+namespace pspfast::cpu {
+namespace {
+
+constexpr int64_t kLanes = baseline::kLanes;
+constexpr int64_t kBlock = baseline::kWide * kLanes;
+
+template <class T>
+using Acc = baseline::Acc<T>;
+
+// Calls f(first in a filter, first in its part for the map, count) for every run of memory that the two share.
+template <class F>
+void for_each_run_of_map(const PyramidMixParams& p, const F& f) {
+  if (!p.channels_last) {
+    return f(p.first_x * p.taps, 0, p.x_channels * p.taps);
+  }
+  for (int64_t t = 0; t < p.taps; ++t) {
+    f(t * p.channels + p.first_x, t * p.x_channels, p.x_channels);
+  }
+}
+
+// Priors in the type of sums, [N, S, stride] with zeros behind R.
+template <class T>
+std::unique_ptr<Acc<T>[]> padded(const PyramidMixParams& p, const T* priors, int64_t stride) {
+  auto to = std::unique_ptr<Acc<T>[]>(new Acc<T>[p.batch * p.bin_count * stride]());
+  for (int64_t row = 0; row < p.batch * p.bin_count; ++row) {
+    std::copy_n(priors + row * p.reduction, p.reduction, &to[row * stride]);
+  }
+  return to;
+}
+
+template <class T, int kTaps>
+void mix(const PyramidMixParams& p, const T* priors, const T* weight, Acc<T>* mixed, T* weight_x) {
+  const int64_t stride = ceil_div(p.reduction, kLanes) * kLanes;
+  const auto rows = padded(p, priors, stride);
+  parallel_tasks(p.out_channels, [&] {
+    return [&, unpacked = scratch<Acc<T>>(kTaps * stride)](int64_t o) {
+      const T* filter = weight + o * p.channels * kTaps;
+      T* part = weight_x + o * p.x_channels * kTaps;
+      for_each_run_of_map(p, [&](int64_t in_filter, int64_t in_part, int64_t count) {
+        std::copy_n(filter + in_filter, count, part + in_part);
+      });
+      PSPFAST_CALL(mix_filter, Constant<kTaps>{}, p, filter, rows.get(), stride, mixed + o, unpacked.get());
+    };
+  });
+}
+
+template <class T, int kTaps>
+void mix_backward(const PyramidMixParams& p, const Acc<T>* grad_mixed, const T* grad_weight_x, const T* priors,
+                  const T* weight, T* grad_priors, T* grad_weight) {
+  const int64_t blocks = ceil_div(p.reduction, kBlock);
+  int64_t most_bins = 0;
+  for (int level = 0; level < p.levels; ++level) {
+    most_bins = std::max(most_bins, p.batch * p.bins[level] * p.bins[level]);
+  }
+  parallel_tasks(p.levels * blocks, [&] {
+    return
+        [&, unpacked = scratch<Acc<T>>(kTaps * kBlock), sums = scratch<Acc<T>>(most_bins * kBlock)](int64_t task) {
+          // The last level, which usually has most bins, first.
+          const int level = p.levels - 1 - static_cast<int>(task / blocks);
+          const int64_t r = task % blocks * kBlock;
+          PSPFAST_CALL(mix_grad_priors, Constant<kTaps>{}, p, weight, grad_mixed, level, r, std::min(kBlock, p.reduction - r),
+                       grad_priors, unpacked.get(), sums.get());
+        };
+  });
+  const int64_t stride = ceil_div(p.reduction, kBlock) * kBlock;
+  const auto rows = padded(p, priors, stride);
+  parallel_tasks(p.out_channels, [&] {
+    return [&, unpacked = scratch<Acc<T>>(kTaps * kBlock)](int64_t o) {
+      T* filter = grad_weight + o * p.channels * kTaps;
+      const T* part = grad_weight_x + o * p.x_channels * kTaps;
+      for_each_run_of_map(p, [&](int64_t in_filter, int64_t in_part, int64_t count) {
+        std::copy_n(part + in_part, count, filter + in_filter);
+      });
+      PSPFAST_CALL(mix_grad_filter, Constant<kTaps>{}, p, grad_mixed + o * p.batch * p.bin_count * kTaps, rows.get(), stride,
+                   filter, unpacked.get());
+    };
+  });
+}
+
+}  // namespace
+
+void pyramid_mix(const PyramidMixParams& params, const void* priors, const void* weight, void* mixed, void* weight_x) {
+  dispatch(params.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    advise_huge_pages(weight_x, sizeof(T) * params.out_channels * params.x_channels * params.taps);
+    (params.taps == 1 ? mix<T, 1> : mix<T, 9>)(params, static_cast<const T*>(priors), static_cast<const T*>(weight),
+                                               static_cast<Acc<T>*>(mixed), static_cast<T*>(weight_x));
+  });
+}
+
+void pyramid_mix_backward(const PyramidMixParams& params, const void* grad_mixed, const void* grad_weight_x,
+                          const void* priors, const void* weight, void* grad_priors, void* grad_weight) {
+  dispatch(params.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    advise_huge_pages(grad_weight, sizeof(T) * params.out_channels * params.channels * params.taps);
+    (params.taps == 1 ? mix_backward<T, 1> : mix_backward<T, 9>)(
+        params, static_cast<const Acc<T>*>(grad_mixed), static_cast<const T*>(grad_weight_x),
+        static_cast<const T*>(priors), static_cast<const T*>(weight), static_cast<T*>(grad_priors),
+        static_cast<T*>(grad_weight));
+  });
+}
+
+}  // namespace pspfast::cpu

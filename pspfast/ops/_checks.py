@@ -1,0 +1,59 @@
+"""What the ops' Python sides share: checks for backends without C++ ones, and facts about maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# kMaxLevels, kMaxAxisBins and kMaxAxisSize of csrc/geometry.h.
+_MAX_LEVELS = 8
+_MAX_AXIS_BINS = 64
+_MAX_AXIS_SIZE = 2**23
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the map's memory order is channels_last and cannot be read as contiguous."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def check_map(op: str, name: str, x: Tensor) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"{op}: {name}: expected [N, C, H, W], got shape {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: {name}: expected float32, float16 or bfloat16, got {x.dtype}")
+    height, width = x.shape[2:]
+    if not (1 <= height <= _MAX_AXIS_SIZE and 1 <= width <= _MAX_AXIS_SIZE):
+        raise ValueError(
+            f"{op}: {name}: expected H and W of 1 to {_MAX_AXIS_SIZE}, got {height} and {width}"
+        )
+
+
+def check_bins(op: str, bins: Sequence[int]) -> None:
+    if not 1 <= len(bins) <= _MAX_LEVELS:
+        raise ValueError(f"{op}: bins: expected 1 to {_MAX_LEVELS} levels, got {len(bins)}")
+    for b in bins:
+        if not 1 <= b <= _MAX_AXIS_BINS:
+            raise ValueError(f"{op}: bins: expected each of 1 to {_MAX_AXIS_BINS}, got {b}")
+    if sum(bins) > _MAX_AXIS_BINS:
+        raise ValueError(f"{op}: bins: expected a sum of at most {_MAX_AXIS_BINS}, got {sum(bins)}")
+
+
+def check_priors(op: str, priors: Tensor, x: Tensor, bins: Sequence[int]) -> None:
+    bin_count = sum(b * b for b in bins)
+    if priors.dim() != 3 or priors.shape[0] != x.shape[0] or priors.shape[2] != bin_count:
+        raise ValueError(
+            f"{op}: priors: expected [N, R, S] with N = {x.shape[0]} and S = {bin_count}, "
+            f"got shape {list(priors.shape)}"
+        )
+    check_same(op, "priors", priors, "x", x)
+
+
+def check_same(op: str, name: str, tensor: Tensor, like: str, other: Tensor) -> None:
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{op}: {name}: expected {other.dtype} as {like}, got {tensor.dtype}")
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{op}: {name}: expected device {other.device} as {like}, got {tensor.device}"
+        )

@@ -1,0 +1,313 @@
+"""Convolution over a map and its upsampled pyramid, without the concatenation.
+
+A tap of a convolution mixes channels and bilinear upsampling mixes positions, so they commute. With
+A[i, u] the weights that interpolate the b bins of a level along an axis, zero outside the map, the
+levels' share of ``conv2d(concatenation, weight)`` is
+
+    sum over levels, ky, kx, u, v of A[i + ky - k//2, u] A[j + kx - k//2, v] (W[:, :, ky, kx] p[u, v])
+
+The mixing ``W p`` touches the S bins of the pyramid instead of H W pixels. What is left of the
+convolution is the map's own part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pspfast import backends
+from pspfast.ops._checks import (
+    check_bins,
+    check_map,
+    check_priors,
+    check_same,
+    is_channels_last,
+)
+from pspfast.ops.pyramid_concat import pyramid_concat_reference
+
+
+def pyramid_conv2d(
+    x: Tensor,
+    priors: Tensor,
+    weight: Tensor,
+    bins: Sequence[int],
+    align_corners: bool = True,
+    *,
+    bias: Tensor | None = None,
+    levels_first: bool = False,
+    relu: bool = False,
+) -> Tensor:
+    """``conv2d(pyramid_concat(x, priors, bins, align_corners), weight, bias, padding=k // 2)``.
+
+    Neither forward nor backward makes a tensor of the concatenation's size, nor one of the
+    upsampled levels.
+
+    Args:
+        x: ``[N, C, H, W]``, any strides; float32, float16 or bfloat16, on the CPU float64 too.
+        priors: ``[N, R, S]`` with S the sum of b²: levels in the order of ``bins``, each row by
+            row; dtype and device of ``x``.
+        weight: ``[O, C + L R, k, k]`` for L levels, k = 1 or 3; dtype and device of ``x``.
+        bins: b of each level: one to eight levels whose b sum to at most 64.
+        align_corners: of the bilinear upsampling, as in ``F.interpolate``.
+        bias: ``[O]``, added where given.
+        levels_first: whether the weight's input channels are those of the levels, then those of
+            ``x``; default is ``x`` first.
+        relu: whether negative results become zero.
+
+    Returns:
+        ``[N, O, H, W]`` in the memory format that ``F.conv2d(x, weight)`` chooses. Under autocast
+        the arguments are cast as those of ``F.conv2d`` are.
+
+    Raises:
+        ValueError: a shape, device or ``bins`` is not as above.
+        TypeError: a dtype is not as above.
+
+    All gradients of the pyramid's share are gathers and bit-reproducible.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        x, priors, weight, bias = _autocast(x, priors, weight, bias)
+    _check_inputs(x, priors, weight, bins, bias)
+    backend = backends.select("pyramid_conv2d", x)
+    if backend == "reference":
+        return pyramid_conv2d_reference(
+            x,
+            priors,
+            weight,
+            bins,
+            align_corners,
+            bias=bias,
+            levels_first=levels_first,
+            relu=relu,
+        )
+    mix = torch.ops.pspfast.pyramid_mix if backend == "cpu" else _mix_by_matmul
+    mixed, weight_x = mix(priors, weight, bins, levels_first)
+    base = F.conv2d(x, weight_x, padding=weight.shape[2] // 2)
+    op = "pyramid_upsample_add_triton" if backend == "triton" else "pyramid_upsample_add"
+    return getattr(torch.ops.pspfast, op)(base, mixed, bias, bins, align_corners, relu)
+
+
+def pyramid_conv2d_reference(
+    x: Tensor,
+    priors: Tensor,
+    weight: Tensor,
+    bins: Sequence[int],
+    align_corners: bool = True,
+    *,
+    bias: Tensor | None = None,
+    levels_first: bool = False,
+    relu: bool = False,
+) -> Tensor:
+    """:func:`pyramid_conv2d` in plain PyTorch, by way of the concatenation."""
+    channels = x.shape[1]
+    maps = pyramid_concat_reference(x, priors, bins, align_corners)
+    if levels_first:
+        maps = torch.cat([maps[:, channels:], maps[:, :channels]], dim=1)
+    out = F.conv2d(maps, weight, bias, padding=weight.shape[2] // 2)
+    return out.relu() if relu else out
+
+
+def _autocast(*tensors: Tensor | None) -> list[Any]:
+    """The tensors as autocast hands them to a convolution: float64 is left alone."""
+    device = next(t for t in tensors if t is not None).device.type
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _check_inputs(
+    x: Tensor, priors: Tensor, weight: Tensor, bins: Sequence[int], bias: Tensor | None
+) -> None:
+    op = "pyramid_conv2d"
+    check_map(op, "x", x)
+    check_bins(op, bins)
+    check_priors(op, priors, x, bins)
+    channels = x.shape[1] + len(bins) * priors.shape[1]
+    kernel = tuple(weight.shape[2:])
+    if weight.dim() != 4 or weight.shape[1] != channels or kernel not in ((1, 1), (3, 3)):
+        raise ValueError(
+            f"{op}: weight: expected [O, C + L R, k, k] with C + L R = {channels} and k = 1 or 3, "
+            f"got shape {list(weight.shape)}"
+        )
+    check_same(op, "weight", weight, "x", x)
+    if bias is not None:
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"{op}: bias: expected [O] with O = {weight.shape[0]}, "
+                f"got shape {list(bias.shape)}"
+            )
+        check_same(op, "bias", bias, "x", x)
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _mix_by_matmul(
+    priors: Tensor, weight: Tensor, bins: Sequence[int], levels_first: bool
+) -> tuple[Tensor, Tensor]:
+    """The mixed priors ``[N, S, k, k, O]``, and the weight's part for the map."""
+    out_channels, channels, k, _ = weight.shape
+    reduction = priors.shape[1]
+    sizes = [reduction] * len(bins)
+    x_channels = channels - sum(sizes)
+    sizes = [*sizes, x_channels] if levels_first else [x_channels, *sizes]
+    parts = list(weight.split(sizes, dim=1))
+    weight_x = parts.pop(-1 if levels_first else 0)
+    mixed = []
+    for part, level in zip(parts, priors.split([b * b for b in bins], dim=2), strict=True):
+        # [O k k, R], a view where the weight is channels_last.
+        filters = part.permute(0, 2, 3, 1).reshape(-1, reduction)
+        product = level.transpose(1, 2) @ filters.t()
+        mixed.append(product.unflatten(2, (out_channels, k, k)).movedim(2, 4))
+    return torch.cat(mixed, dim=1).to(_sum_dtype(priors.dtype)), weight_x
+
+
+def _mix_fake(
+    priors: Tensor, weight: Tensor, bins: Sequence[int], levels_first: bool
+) -> tuple[Tensor, Tensor]:
+    out_channels, channels, k, _ = weight.shape
+    batch, reduction, bin_count = priors.shape
+    mixed = priors.new_empty(
+        (batch, bin_count, k, k, out_channels), dtype=_sum_dtype(priors.dtype)
+    )
+    return mixed, _empty_like_weight(weight, channels - len(bins) * reduction)
+
+
+def _mix_backward_fake(
+    grad_mixed: Tensor,
+    grad_weight_x: Tensor,
+    priors: Tensor,
+    weight: Tensor,
+    bins: Sequence[int],
+    levels_first: bool,
+) -> tuple[Tensor, Tensor]:
+    return priors.new_empty(priors.shape), _empty_like_weight(weight, weight.shape[1])
+
+
+def _empty_like_weight(weight: Tensor, channels: int) -> Tensor:
+    return torch.empty(
+        (weight.shape[0], channels, *weight.shape[2:]),
+        dtype=weight.dtype,
+        device=weight.device,
+        memory_format=torch.channels_last if is_channels_last(weight) else torch.contiguous_format,
+    )
+
+
+def _mix_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    priors, weight, ctx.bins, ctx.levels_first = inputs
+    ctx.save_for_backward(priors, weight)
+
+
+def _mix_backward(
+    ctx: Any, grad_mixed: Tensor, grad_weight_x: Tensor
+) -> tuple[Tensor, Tensor, None, None]:
+    priors, weight = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        # The gradients will be differentiated themselves.
+        outputs = _mix_by_matmul(priors, weight, ctx.bins, ctx.levels_first)
+        grads = torch.autograd.grad(
+            outputs, (priors, weight), (grad_mixed, grad_weight_x), create_graph=True
+        )
+    else:
+        grads = torch.ops.pspfast.pyramid_mix_backward(
+            grad_mixed, grad_weight_x, priors, weight, ctx.bins, ctx.levels_first
+        )
+    return *grads, None, None
+
+
+def _upsample_add_fake(
+    base: Tensor,
+    mixed: Tensor,
+    bias: Tensor | None,
+    bins: Sequence[int],
+    align_corners: bool,
+    relu: bool,
+) -> Tensor:
+    return torch.empty(
+        base.shape,
+        dtype=base.dtype,
+        device=base.device,
+        memory_format=torch.channels_last if is_channels_last(base) else torch.contiguous_format,
+    )
+
+
+def _upsample_add_backward_fake(
+    grad: Tensor, bins: Sequence[int], align_corners: bool, kernel_size: int
+) -> Tensor:
+    batch, channels = grad.shape[:2]
+    bin_count = sum(b * b for b in bins)
+    return grad.new_empty(
+        (batch, bin_count, kernel_size, kernel_size, channels), dtype=_sum_dtype(grad.dtype)
+    )
+
+
+def _register_upsample_add_autograd(forward_op: str, backward_op: str) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, mixed, _, ctx.bins, ctx.align_corners, ctx.relu = inputs
+        ctx.kernel_size = mixed.shape[2]
+        ctx.save_for_backward(*([output] if ctx.relu else []))
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, *ctx.saved_tensors, 0)
+        grad_mixed = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            op = getattr(torch.ops.pspfast, backward_op)
+            grad_mixed = op(grad, ctx.bins, ctx.align_corners, ctx.kernel_size)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad, grad_mixed, grad_bias, None, None, None
+
+    def setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, ctx.bins, ctx.align_corners, _ = inputs
+        ctx.shape, ctx.dtype = grad.shape, grad.dtype
+
+    def double_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor, None, None, None]:
+        op = getattr(torch.ops.pspfast, forward_op)
+        zeros = grad_grad.new_zeros(ctx.shape, dtype=ctx.dtype)
+        return op(zeros, grad_grad, None, ctx.bins, ctx.align_corners, False), None, None, None
+
+    torch.library.register_autograd(f"pspfast::{forward_op}", backward, setup_context=setup_context)
+    torch.library.register_autograd(
+        f"pspfast::{backward_op}", double_backward, setup_context=setup_backward_context
+    )
+
+
+if "cpu" not in backends.MISSING:
+    torch.library.register_fake("pspfast::pyramid_mix", _mix_fake)
+    torch.library.register_fake("pspfast::pyramid_mix_backward", _mix_backward_fake)
+    torch.library.register_autograd(
+        "pspfast::pyramid_mix", _mix_backward, setup_context=_mix_setup_context
+    )
+    torch.library.register_fake("pspfast::pyramid_upsample_add", _upsample_add_fake)
+    torch.library.register_fake(
+        "pspfast::pyramid_upsample_add_backward", _upsample_add_backward_fake
+    )
+    _register_upsample_add_autograd("pyramid_upsample_add", "pyramid_upsample_add_backward")
+
+if "triton" not in backends.MISSING:
+    from pspfast.kernels import pyramid_upsample as kernels
+
+    @torch.library.triton_op("pspfast::pyramid_upsample_add_triton", mutates_args=())
+    def _triton(
+        base: Tensor,
+        mixed: Tensor,
+        bias: Tensor | None,
+        bins: Sequence[int],
+        align_corners: bool,
+        relu: bool,
+    ) -> Tensor:
+        return kernels.pyramid_upsample_add_forward(base, mixed, bias, bins, align_corners, relu)
+
+    @torch.library.triton_op("pspfast::pyramid_upsample_add_backward_triton", mutates_args=())
+    def _backward_triton(
+        grad: Tensor, bins: Sequence[int], align_corners: bool, kernel_size: int
+    ) -> Tensor:
+        return kernels.pyramid_upsample_add_backward(grad, bins, align_corners, kernel_size)
+
+    _register_upsample_add_autograd(
+        "pyramid_upsample_add_triton", "pyramid_upsample_add_backward_triton"
+    )
