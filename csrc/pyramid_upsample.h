@@ -32,6 +32,11 @@ struct PyramidUpsampleParams : PyramidLevels {
   int32_t kernel_size;  // k: 1 or 3
   bool align_corners, channels_last;
   DType dtype;  // of the maps
+
+  // Of bin (u, v) of a level, tap (ky, kx), in [S, k, k].
+  PSPFAST_HOST_DEVICE int64_t value_index(int level, int u, int v, int ky, int kx) const {
+    return ((int64_t(bin_offset[level]) + u * bins[level] + v) * kernel_size + ky) * kernel_size + kx;
+  }
 };
 
 // What is done with an upsampled channel. Pointers may be null.

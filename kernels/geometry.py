@@ -1,7 +1,7 @@
-"""Bin edges of the pyramid: the one definition for Triton, by the formulas of ``csrc/geometry.h``.
+"""Index maths of the pyramid for Triton, by the formulas of ``csrc/geometry.h``.
 
-In int32, which holds the products of positions and bins for axes of up to 2**31 / 64 positions.
-``BINS`` is a tuple, b of each level.
+In int32, which holds the products of positions and 64 bins for axes of up to 2**31 / 64 positions,
+and those of interpolation for axes of up to 2**23. ``BINS`` is a tuple, b of each level.
 """
 
 import triton
@@ -54,3 +54,89 @@ def locate_bins(o_s, height, width, BINS: tl.constexpr):
         first += bins * bins
         first_column += bins
     return row_begin, row_end, column, area
+
+
+@triton.jit
+def locate_axis_bins(o_u, BINS: tl.constexpr):
+    """Of rows or columns of bins, counted over all levels: the level, its b, the first one of its
+    bins of [0, S), and the place in the level."""
+    i_level = o_u * 0
+    bins = o_u * 0
+    first_bin = o_u * 0
+    u = o_u
+    first = 0
+    first_u = 0
+    for level in tl.static_range(len(BINS)):
+        m_u = o_u >= first_u
+        i_level = tl.where(m_u, level, i_level)
+        bins = tl.where(m_u, BINS[level], bins)
+        first_bin = tl.where(m_u, first, first_bin)
+        u = tl.where(m_u, o_u - first_u, u)
+        first += BINS[level] * BINS[level]
+        first_u += BINS[level]
+    return i_level, bins, first_bin, u
+
+
+@triton.jit
+def map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST: tl.constexpr):
+    """Offsets [columns, channels] of a row of a map [N, C, H, W]; int64 if ``i_n``, ``o_c`` are."""
+    if CHANNELS_LAST:
+        offsets = ((i_n * height + row) * width + o_w)[:, None] * channels + o_c[None, :]
+    else:
+        offsets = ((i_n * channels + o_c) * height + row)[None, :] * width + o_w[:, None]
+    return offsets
+
+
+@triton.jit
+def _coordinate(size, sources, ALIGN_CORNERS: tl.constexpr):
+    """Step, offset and denominator: a position of an axis of ``size`` has the coordinate
+    (step * position + offset) / denominator among ``sources``, as in F.interpolate."""
+    if ALIGN_CORNERS:
+        step = sources - 1
+        offset = 0
+        denominator = tl.maximum(size - 1, 1)
+    else:
+        step = 2 * sources
+        offset = sources - size
+        denominator = 2 * size
+    return step, offset, denominator
+
+
+@triton.jit
+def interpolation_tap(position, size, sources, ALIGN_CORNERS: tl.constexpr):
+    """Low and high source of ``position``, which is on the axis, and the weight of the high one."""
+    step, offset, denominator = _coordinate(size, sources, ALIGN_CORNERS)
+    numerator = tl.maximum(step * position + offset, 0)
+    low = numerator // denominator
+    weight = (numerator - low * denominator).to(tl.float32) / denominator
+    return low, tl.minimum(low + 1, sources - 1), weight
+
+
+@triton.jit
+def interpolation_weight(position, size, source, sources, ALIGN_CORNERS: tl.constexpr):
+    """What ``interpolation_tap`` gives to ``source``; 0 at positions that are not on the axis.
+
+    One minus the distance to the source: no division of integers, which is slow for every column.
+    """
+    step, offset, denominator = _coordinate(size, sources, ALIGN_CORNERS)
+    numerator = tl.maximum(step * position + offset, 0)
+    numerator = tl.minimum(numerator, (sources - 1) * denominator)
+    # Off the axis: two away from the first source.
+    on_axis = (0 <= position) & (position < size)
+    numerator = tl.where(on_axis, numerator, -2 * denominator)
+    distance = tl.abs(numerator - source * denominator).to(tl.float32) * (1.0 / denominator)
+    return tl.maximum(1.0 - distance, 0.0)
+
+
+@triton.jit
+def weighted_positions(source, size, sources, ALIGN_CORNERS: tl.constexpr):
+    """Begin and end of the positions at which ``source`` has weight; the end may not be behind the
+    begin."""
+    step, offset, denominator = _coordinate(size, sources, ALIGN_CORNERS)
+    # Numerators lie strictly between those of the neighbouring sources; with the corners of one
+    # source aligned, all are 0.
+    begin = tl.maximum((source - 1) * denominator - offset + step, 0) // tl.maximum(step, 1)
+    end = tl.maximum((source + 1) * denominator - offset + step - 1, 0) // tl.maximum(step, 1)
+    begin = tl.where(source == 0, 0, begin)
+    end = tl.where(source == sources - 1, size, end)
+    return begin, tl.minimum(end, size)

@@ -29,8 +29,8 @@ void for_each_run_of_map(const PyramidMixParams& p, const F& f) {
 
 // Priors in the type of sums, [N, S, stride] with zeros behind R.
 template <class T>
-std::unique_ptr<Acc<T>[]> padded(const PyramidMixParams& p, const T* priors, int64_t stride) {
-  auto to = std::unique_ptr<Acc<T>[]>(new Acc<T>[p.batch * p.bin_count * stride]());
+Scratch<Acc<T>> padded(const PyramidMixParams& p, const T* priors, int64_t stride) {
+  auto to = zeros<Acc<T>>(p.batch * p.bin_count * stride);
   for (int64_t row = 0; row < p.batch * p.bin_count; ++row) {
     std::copy_n(priors + row * p.reduction, p.reduction, &to[row * stride]);
   }

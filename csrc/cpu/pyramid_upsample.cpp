@@ -2,45 +2,85 @@
 // pyramid_upsample.inl.
 #include "../pyramid_upsample.h"
 
+#include <vector>
+
 #include "memory.h"
 #include "tasks.h"
 
 namespace pspfast::cpu {
 namespace {
 
-template <class A>
-struct WeightedTap {
-  int32_t low, high;
-  A low_weight, high_weight;
+// A run of levels; those that a channel of the map is made of.
+struct Levels {
+  int first, last;
 };
 
-// The taps of every position of an axis in every level; weights are zero outside the map.
+int64_t axis_bins_of(const PyramidUpsampleParams& p, Levels levels) {
+  return p.axis_offset[levels.last - 1] + p.bins[levels.last - 1] - p.axis_offset[levels.first];
+}
+
+// Values of one channel of an image.
+int64_t values_of(const PyramidUpsampleParams& p) { return int64_t(p.bin_count) * p.kernel_size * p.kernel_size; }
+
+// The first value of a level; behind the last level, the number of values.
+int64_t first_value(const PyramidUpsampleParams& p, int level) {
+  return level < p.levels ? p.value_index(level, 0, 0, 0, 0) : values_of(p);
+}
+
+// What a position of the map reads: source `source` of a level, by tap k of the convolution.
+template <class A>
+struct Tap {
+  int32_t source, k;
+  int32_t offset;  // in [sources of all levels, k]
+  A weight;
+};
+
+template <class E>
+struct Span {
+  const E *first, *last;
+  const E* begin() const { return first; }
+  const E* end() const { return last; }
+};
+
+// The taps of every position of an axis, level after level, without those of weight zero.
 template <class A>
 class AxisTaps {
  public:
-  AxisTaps(const PyramidUpsampleParams& p, int64_t size)
-      : levels_(p.levels), taps_(scratch<WeightedTap<A>>((size + p.kernel_size - 1) * p.levels)) {
-    const int64_t pad = p.kernel_size / 2;
-    for (int64_t position = -pad; position < size + pad; ++position) {
-      for (int level = 0; level < levels_; ++level) {
-        auto& weighted = taps_[(position + pad) * levels_ + level];
-        if (position < 0 || position >= size) {
-          weighted = {};
-          continue;
+  AxisTaps(const PyramidUpsampleParams& p, int64_t size) : levels_(p.levels) {
+    taps_.reserve(size * p.levels * p.kernel_size * 2);
+    first_.reserve(size * p.levels + 1);
+    for (int64_t position = 0; position < size; ++position) {
+      for (int level = 0; level < p.levels; ++level) {
+        first_.push_back(taps_.size());
+        for (int k = 0; k < p.kernel_size; ++k) {
+          const int64_t read = position + k - p.kernel_size / 2;
+          if (read < 0 || read >= size) {
+            continue;
+          }
+          const auto tap = interpolation_tap<A>(static_cast<int32_t>(read), static_cast<int32_t>(size), p.bins[level],
+                                                p.align_corners);
+          const auto add = [&](int32_t source, A weight) {
+            if (weight != 0) {
+              taps_.push_back({source, k, (p.axis_offset[level] + source) * p.kernel_size + k, weight});
+            }
+          };
+          add(tap.low, 1 - tap.weight);
+          add(tap.high, tap.weight);
         }
-        const auto tap = interpolation_tap<A>(static_cast<int32_t>(position), static_cast<int32_t>(size),
-                                              p.bins[level], p.align_corners);
-        weighted = {tap.low, tap.high, 1 - tap.weight, tap.weight};
       }
     }
+    first_.push_back(taps_.size());
   }
 
-  // The taps of the position that the k-th tap of the convolution at `position` reads.
-  const WeightedTap<A>& at(int64_t position, int level, int k) const { return taps_[(position + k) * levels_ + level]; }
+  Span<Tap<A>> at(int64_t position, Levels levels) const {
+    const size_t* first = &first_[position * levels_];
+    return {&taps_[first[levels.first]], &taps_[0] + first[levels.last]};
+  }
 
  private:
   int levels_;
-  std::unique_ptr<WeightedTap<A>[]> taps_;
+  std::vector<Tap<A>> taps_;
+  std::vector<size_t> first_;  // of every position and level, and the end
 };
 
 template <class T>
@@ -65,36 +105,37 @@ constexpr int64_t kVectors = baseline::kVectors;
 template <class T>
 using Acc = baseline::Acc<T>;
 
-// The levels that a channel of the map is made of.
-struct Levels {
-  int first, last;
-};
-
-Levels levels_of(const PyramidUpsampleParams& p, int64_t level) {
-  return p.sum_levels ? Levels{0, p.levels} : Levels{static_cast<int>(level), static_cast<int>(level) + 1};
+Levels levels_of(const PyramidUpsampleParams& p, int64_t part) {
+  return p.sum_levels ? Levels{0, p.levels} : Levels{static_cast<int>(part), static_cast<int>(part) + 1};
 }
 
-int64_t sources_of(const PyramidUpsampleParams& p, Levels levels) {
-  return p.axis_offset[levels.last - 1] + p.bins[levels.last - 1] - p.axis_offset[levels.first];
-}
+// Runs of `channels` channels of the map that are upsampled.
+int64_t parts_of(const PyramidUpsampleParams& p) { return p.sum_levels ? 1 : p.levels; }
 
-int64_t values_of(const PyramidUpsampleParams& p) { return int64_t(p.bin_count) * p.kernel_size * p.kernel_size; }
 
-// The weights [sources, k, stride] of every column, zero outside the map and up to the stride.
+// The weights [sources, k, stride] of every column, zero up to the stride.
 template <class A>
-std::unique_ptr<A[]> dense_weights(const PyramidUpsampleParams& p, const AxisTaps<A>& cols, int64_t stride) {
-  const int k = p.kernel_size;
-  auto weights = std::unique_ptr<A[]>(new A[p.axis_bins * k * stride]());
-  for (int level = 0; level < p.levels; ++level) {
-    for (int kx = 0; kx < k; ++kx) {
-      for (int64_t col = 0; col < p.width; ++col) {
-        const auto& tap = cols.at(col, level, kx);
-        weights[((p.axis_offset[level] + tap.low) * k + kx) * stride + col] += tap.low_weight;
-        weights[((p.axis_offset[level] + tap.high) * k + kx) * stride + col] += tap.high_weight;
-      }
+Scratch<A> dense_weights(const PyramidUpsampleParams& p, const AxisTaps<A>& cols, int64_t stride) {
+  auto weights = zeros<A>(p.axis_bins * p.kernel_size * stride);
+  for (int64_t col = 0; col < p.width; ++col) {
+    for (const auto& tap : cols.at(col, {0, p.levels})) {
+      weights[tap.offset * stride + col] += tap.weight;
     }
   }
   return weights;
+}
+
+// Calls f(image, channel of its values, plane of the map, part, count) for runs of up to sixteen neighbouring planes of a
+// contiguous map, in parallel; make_f as in parallel_tasks.
+template <class MakeF>
+void for_each_plane_run(const PyramidUpsampleParams& p, const MakeF& make_f) {
+  const int64_t parts = parts_of(p), runs = ceil_div(p.channels, kLanes);
+  parallel_tasks(p.batch * parts * runs, [&] {
+    return [&, f = make_f()](int64_t task) {
+      const int64_t c = task % runs * kLanes, part = task / runs % parts, n = task / runs / parts;
+      f(n, c, n * p.map_channels + p.first_channel + part * p.channels + c, part, std::min(kLanes, p.channels - c));
+    };
+  });
 }
 
 template <class T>
@@ -102,23 +143,31 @@ void upsample_contiguous(const PyramidUpsampleParams& p, const PyramidUpsampleEp
                          T* map) {
   using A = Acc<T>;
   const AxisTaps<A> rows(p, p.height), cols(p, p.width);
-  const int64_t stride = ceil_div(p.width, kLanes) * kLanes, plane = p.height * p.width;
-  const auto dense = dense_weights(p, cols, stride);
-  parallel_tasks(p.batch * p.map_channels, [&] {
-    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * stride)](int64_t task) {
-      const int64_t n = task / p.map_channels, channel = task % p.map_channels - p.first_channel;
-      if (channel < 0) {
-        const T* from = static_cast<const T*>(epilogue.copied) + (n * p.first_channel + channel + p.first_channel) * plane;
-        std::memcpy(map + task * plane, from, plane * sizeof(T));
-        return;
+  const int64_t stride = ceil_div(p.width, kVectors * kLanes) * kVectors * kLanes, plane = p.height * p.width;
+  const auto weights = dense_weights(p, cols, stride);
+  if (p.first_channel > 0) {
+    parallel_tasks(p.batch * p.first_channel, [&] {
+      return [&](int64_t task) {
+        const int64_t n = task / p.first_channel, channel = task % p.first_channel;
+        std::memcpy(map + (n * p.map_channels + channel) * plane, static_cast<const T*>(epilogue.copied) + task * plane,
+                    plane * sizeof(T));
+      };
+    });
+  }
+  const T* base = static_cast<const T*>(epilogue.base);
+  const T* bias = static_cast<const T*>(epilogue.bias);
+  for_each_plane_run(p, [&] {
+    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * stride),
+            lanes = scratch<A>(values_of(p) * kLanes)](int64_t n, int64_t c, int64_t first, int64_t part, int64_t count) {
+      for (int64_t value = 0; value < values_of(p); ++value) {
+        std::copy_n(values + (n * values_of(p) + value) * p.channels + c, count, &lanes[value * kLanes]);
       }
-      const Levels levels = levels_of(p, channel / p.channels);
-      const T* base = static_cast<const T*>(epilogue.base);
-      const T* bias = static_cast<const T*>(epilogue.bias);
-      PSPFAST_CALL(upsample_plane, p, rows, dense.get(),
-                   values + n * values_of(p) * p.channels + channel % p.channels, levels.first, levels.last,
-                   Epilogue<T>{base ? base + task * plane : nullptr, bias ? bias + channel : nullptr, epilogue.relu},
-                   map + task * plane, combined.get(), stride);
+      for (int64_t i = 0; i < count; ++i) {
+        const Epilogue<T> of_plane{base ? base + (first + i) * plane : nullptr, bias ? bias + c + i : nullptr,
+                                   epilogue.relu};
+        PSPFAST_CALL(upsample_plane, p, rows, weights.get(), &lanes[i], levels_of(p, part), of_plane,
+                     map + (first + i) * plane, combined.get(), stride);
+      }
     };
   });
 }
@@ -127,55 +176,70 @@ template <class T>
 void gather_contiguous(const PyramidUpsampleParams& p, const T* map, Acc<T>* grad_values) {
   using A = Acc<T>;
   const AxisTaps<A> rows(p, p.height), cols(p, p.width);
-  const int64_t stride = ceil_div(p.width, kLanes) * kLanes, plane = p.height * p.width;
-  const auto dense = dense_weights(p, cols, stride);
-  const int64_t gathered = p.map_channels - p.first_channel;
-  parallel_tasks(p.batch * gathered, [&] {
-    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * stride)](int64_t task) {
-      const int64_t n = task / gathered, channel = task % gathered;
-      const Levels levels = levels_of(p, channel / p.channels);
-      PSPFAST_CALL(gather_plane, p, rows, dense.get(), map + (n * p.map_channels + p.first_channel + channel) * plane,
-                   levels.first, levels.last, grad_values + n * values_of(p) * p.channels + channel % p.channels,
-                   combined.get(), stride);
+  const int64_t stride = ceil_div(p.width, kVectors * kLanes) * kVectors * kLanes, plane = p.height * p.width;
+  const auto weights = dense_weights(p, cols, stride);
+  for_each_plane_run(p, [&] {
+    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * stride),
+            lanes = scratch<A>(values_of(p) * kLanes)](int64_t n, int64_t c, int64_t first, int64_t part, int64_t count) {
+      const Levels levels = levels_of(p, part);
+      for (int64_t i = 0; i < count; ++i) {
+        PSPFAST_CALL(gather_plane, p, rows, weights.get(), map + (first + i) * plane, levels, &lanes[i], combined.get(),
+                     stride);
+      }
+      const int64_t end = first_value(p, levels.last);
+      for (int64_t value = first_value(p, levels.first); value < end; ++value) {
+        std::copy_n(&lanes[value * kLanes], count, grad_values + (n * values_of(p) + value) * p.channels + c);
+      }
     };
   });
 }
 
-// Channels of channels_last maps that one task takes: the sources of a row for them shall stay in a 32 KB L1 cache, and
-// there shall be work for every thread.
-int64_t channel_block(const PyramidUpsampleParams& p, size_t element, int64_t tasks_per_block) {
+// Channels of channels_last maps that one task takes: the sources of a row for them shall stay in a 32 KB L1 cache.
+int64_t channel_block(const PyramidUpsampleParams& p, size_t element) {
   constexpr int64_t kLeast = kVectors * kLanes, kL1Bytes = 24 * 1024;
-  const int64_t per_channel = sources_of(p, levels_of(p, p.levels - 1)) * p.kernel_size * element;
-  const int64_t blocks = ceil_div(4 * at::get_num_threads(), tasks_per_block);
-  const int64_t channels = std::min({p.channels, kL1Bytes / per_channel, ceil_div(p.channels, blocks)});
-  return std::max(kLeast, channels / kLeast * kLeast);
+  const int64_t per_channel = axis_bins_of(p, levels_of(p, p.levels - 1)) * p.kernel_size * element;
+  return std::max(kLeast, std::min(p.channels, kL1Bytes / per_channel) / kLeast * kLeast);
 }
+
+// How many of them `size` is cut into, so that every thread gets a few of `tasks` times as many tasks.
+int64_t cut(int64_t size, int64_t tasks) { return std::min(size, ceil_div(4 * at::get_num_threads(), tasks)); }
 
 template <class T>
 void upsample_channels_last(const PyramidUpsampleParams& p, const PyramidUpsampleEpilogue& epilogue,
                             const Acc<T>* values, T* map) {
   using A = Acc<T>;
   const AxisTaps<A> rows(p, p.height), cols(p, p.width);
-  const int64_t block = channel_block(p, sizeof(A), p.batch * p.height);
-  parallel_tasks(p.batch * p.height, [&] {
-    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * block)](int64_t task) {
-      const int64_t n = task / p.height, row = task % p.height;
+  const int64_t block = channel_block(p, sizeof(A)), blocks = ceil_div(p.channels, block), parts = parts_of(p);
+  const int64_t bands = cut(p.height, p.batch * parts * blocks);
+  const T* base = static_cast<const T*>(epilogue.base);
+  const T* bias = static_cast<const T*>(epilogue.bias);
+  parallel_tasks(p.batch * p.height * (p.first_channel > 0), [&] {
+    return [&](int64_t task) {
       T* to = map + task * p.width * p.map_channels;
-      const T* copied = static_cast<const T*>(epilogue.copied) + task * p.width * p.first_channel;
-      for (int64_t col = 0; col < p.width && p.first_channel > 0; ++col) {
-        std::memcpy(to + col * p.map_channels, copied + col * p.first_channel, p.first_channel * sizeof(T));
+      const T* from = static_cast<const T*>(epilogue.copied) + task * p.width * p.first_channel;
+      for (int64_t col = 0; col < p.width; ++col) {
+        std::memcpy(to + col * p.map_channels, from + col * p.first_channel, p.first_channel * sizeof(T));
       }
-      for (int64_t first = p.first_channel; first < p.map_channels; first += p.channels) {
-        const Levels levels = levels_of(p, (first - p.first_channel) / p.channels);
-        for (int64_t c = 0; c < p.channels; c += block) {
-          const T* base = static_cast<const T*>(epilogue.base);
-          const T* bias = static_cast<const T*>(epilogue.bias);
-          PSPFAST_CALL(upsample_row, p, rows, cols, values + n * values_of(p) * p.channels, row, levels.first,
-                       levels.last, c, std::min(block, p.channels - c),
-                       Epilogue<T>{base ? base + task * p.width * p.map_channels + first + c : nullptr,
-                                   bias ? bias + c : nullptr, epilogue.relu},
-                       to + first + c, combined.get(), block);
-        }
+    };
+  });
+  parallel_tasks(p.batch * parts * blocks * bands, [&] {
+    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * block),
+            packed = zeros<A>(values_of(p) * block)](int64_t task) {
+      const int64_t band = task % bands, c = task / bands % blocks * block;
+      const int64_t part = task / bands / blocks % parts, n = task / bands / blocks / parts;
+      const int64_t count = std::min(block, p.channels - c);
+      // Values of all channels lie a power of two apart, in few sets of a cache.
+      const Levels levels = levels_of(p, part);
+      const int64_t end = first_value(p, levels.last);
+      for (int64_t value = first_value(p, levels.first); value < end; ++value) {
+        std::copy_n(values + (n * values_of(p) + value) * p.channels + c, count, &packed[value * block]);
+      }
+      const int64_t channel = p.first_channel + part * p.channels + c;
+      for (int64_t row = p.height * band / bands; row < p.height * (band + 1) / bands; ++row) {
+        const int64_t offset = (n * p.height + row) * p.width * p.map_channels + channel;
+        const Epilogue<T> of_row{base ? base + offset : nullptr, bias ? bias + c : nullptr, epilogue.relu};
+        PSPFAST_CALL(upsample_row, p, rows, cols, packed.get(), row, levels, count, of_row, map + offset,
+                     combined.get(), block);
       }
     };
   });
@@ -185,17 +249,25 @@ template <class T>
 void gather_channels_last(const PyramidUpsampleParams& p, const T* map, Acc<T>* grad_values) {
   using A = Acc<T>;
   const AxisTaps<A> rows(p, p.height), cols(p, p.width);
-  const int64_t parts = (p.map_channels - p.first_channel) / p.channels;
-  const int64_t block = channel_block(p, sizeof(A), p.batch * parts), blocks = ceil_div(p.channels, block);
+  constexpr int64_t kLeast = kVectors * kLanes;
+  const int64_t parts = parts_of(p);
+  // A channel's gradient is summed by one thread.
+  const int64_t wanted = ceil_div(p.channels, cut(p.channels, p.batch * parts));
+  const int64_t block = std::min(channel_block(p, sizeof(A)), ceil_div(wanted, kLeast) * kLeast);
+  const int64_t blocks = ceil_div(p.channels, block);
   parallel_tasks(p.batch * parts * blocks, [&] {
     return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * block),
             sums = scratch<A>(values_of(p) * block)](int64_t task) {
       const int64_t c = task % blocks * block, part = task / blocks % parts, n = task / blocks / parts;
+      const int64_t count = std::min(block, p.channels - c);
       const Levels levels = levels_of(p, part);
-      const int64_t first_channel = p.first_channel + part * p.channels + c;
-      PSPFAST_CALL(gather_channels, p, rows, cols, map + n * p.height * p.width * p.map_channels + first_channel,
-                   levels.first, levels.last, c, std::min(block, p.channels - c),
-                   grad_values + n * values_of(p) * p.channels, combined.get(), sums.get(), block);
+      PSPFAST_CALL(gather_channels, p, rows, cols,
+                   map + n * p.height * p.width * p.map_channels + p.first_channel + part * p.channels + c, levels,
+                   count, combined.get(), sums.get(), block);
+      const int64_t end = first_value(p, levels.last);
+      for (int64_t value = first_value(p, levels.first); value < end; ++value) {
+        std::copy_n(&sums[value * block], count, grad_values + (n * values_of(p) + value) * p.channels + c);
+      }
     };
   });
 }

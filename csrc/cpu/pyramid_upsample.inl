@@ -2,246 +2,207 @@
 // maps combine the sources of a row of the map first, sixteen channels wide, and contiguous maps the sources' columns,
 // sixteen pixels wide. Backward takes the same steps in the reverse order.
 
-// Vectors of a pixel, or of a row, that are summed together: a tap is looked up once for all of them.
+// Vectors that are summed together: a tap is looked up once for all of them.
 constexpr int kVectors = 4;
 
-// `row` of a channels_last image for `count` channels from channel `c` of the values on and levels [first, last).
-// `map`, `base` and `bias` point to the first of these channels, the former two of the row's first pixel. Scratch:
-// combined [sources of the levels, k, stride], stride >= count a multiple of kVectors * 16.
+// sums[n] += weight * sources, over a position's taps. `sources` is [sources, k, stride].
+template <class A, int V>
+PSPFAST_INLINE void add_taps(Span<Tap<A>> taps, const A* sources, int64_t stride, Lanes<A> (&sums)[V]) {
+  for (const auto& tap : taps) {
+    const A* source = sources + tap.offset * stride;
+    for (int n = 0; n < V; ++n) sums[n] += tap.weight * load(source + n * kLanes);
+  }
+}
+
+// The transposed: sources += weight * values[n].
+template <class A, int V>
+PSPFAST_INLINE void spread_taps(Span<Tap<A>> taps, const Lanes<A> (&values)[V], A* sources, int64_t stride) {
+  for (const auto& tap : taps) {
+    A* source = sources + tap.offset * stride;
+    for (int n = 0; n < V; ++n) store(source + n * kLanes, load(source + n * kLanes) + tap.weight * values[n]);
+  }
+}
+
+// Channels of neighbouring pixels are far apart: the hardware does not foresee them. This many pixels ahead hides the
+// latency of memory behind the sums.
+constexpr int kAhead = 4;
+
+template <int kWrite, class T>
+PSPFAST_INLINE void prefetch(const T* pixels, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(pixels + i, kWrite);
+}
+
+// Calls f(i, number of vectors, lanes of a partial vector) until [0, count) is covered.
+template <class F>
+PSPFAST_INLINE void for_each_vector(int64_t count, const F& f) {
+  int64_t i = 0;
+  for (; i + kVectors * kLanes <= count; i += kVectors * kLanes) f(i, Constant<kVectors>{});
+  for (; i + kLanes <= count; i += kLanes) f(i, Constant<1>{});
+  if (i < count) f(i, Constant<1>{}, count - i);
+}
+
+// `row` of a channels_last image for `count` channels. `map` and the epilogue's pointers point to the first of them, in
+// the row's first pixel. `values` is [S, k, k, stride], stride >= count a multiple of kVectors * 16. Scratch: combined
+// [sources of the levels, k, stride].
 template <class T>
 void upsample_row(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const AxisTaps<Acc<T>>& cols,
-                  const Acc<T>* values, int64_t row, int first, int last, int64_t c, int64_t count,
-                  const Epilogue<T>& epilogue, T* map, Acc<T>* combined, int64_t stride) {
+                  const Acc<T>* values, int64_t row, Levels levels, int64_t count, const Epilogue<T>& epilogue, T* map,
+                  Acc<T>* combined, int64_t stride) {
   using A = Acc<T>;
   const int k = p.kernel_size;
   A* source = combined;
-  for (int level = first; level < last; ++level) {
+  for (int level = levels.first; level < levels.last; ++level) {
     const int b = p.bins[level];
+    const auto taps = rows.at(row, {level, level + 1});
     for (int v = 0; v < b; ++v) {
       for (int kx = 0; kx < k; ++kx, source += stride) {
-        for (int64_t i = 0; i < count; i += kLanes) {
-          const int64_t lanes = std::min(kLanes, count - i);
-          Lanes<A> sum = {};
-          for (int ky = 0; ky < k; ++ky) {
-            const auto& tap = rows.at(row, level, ky);
-            const auto add = [&](int u, A weight) {
-              const A* value = values + (((p.bin_offset[level] + u * b + v) * k + ky) * k + kx) * p.channels + c + i;
-              sum += weight * (lanes == kLanes ? load(value) : load(value, lanes));
-            };
-            if (tap.low_weight != 0) add(tap.low, tap.low_weight);
-            if (tap.high_weight != 0) add(tap.high, tap.high_weight);
+        for (int64_t i = 0; i < count; i += kVectors * kLanes) {
+          Lanes<A> sums[kVectors] = {};
+          for (const auto& tap : taps) {
+            const A* value = values + p.value_index(level, tap.source, v, tap.k, kx) * stride + i;
+            for (int n = 0; n < kVectors; ++n) sums[n] += tap.weight * load(value + n * kLanes);
           }
-          store(source + i, sum);
+          for (int n = 0; n < kVectors; ++n) store(source + i + n * kLanes, sums[n]);
         }
       }
     }
   }
-  const auto pixel = [&](int64_t col, int64_t i, auto vectors, auto... lanes) {
-    constexpr int V = decltype(vectors)::value;
-    const int64_t offset = col * p.map_channels + i;
-    Lanes<A> sum[V] = {};
-    for (int n = 0; n < V; ++n) {
-      if (epilogue.base) sum[n] = load(epilogue.base + offset + n * kLanes, lanes...);
-      if (epilogue.bias) sum[n] += load(epilogue.bias + i + n * kLanes, lanes...);
-    }
-    const A* sources = combined + i;
-    for (int level = first; level < last; sources += p.bins[level++] * k * stride) {
-      for (int kx = 0; kx < k; ++kx) {
-        const auto& tap = cols.at(col, level, kx);
-        const auto add = [&](int v, A weight) {
-          const A* source = sources + (v * k + kx) * stride;
-          for (int n = 0; n < V; ++n) sum[n] += weight * load(source + n * kLanes);
-        };
-        if (tap.low_weight != 0) add(tap.low, tap.low_weight);
-        if (tap.high_weight != 0) add(tap.high, tap.high_weight);
-      }
-    }
-    for (int n = 0; n < V; ++n) {
-      if (epilogue.relu) sum[n] = relu(sum[n]);
-      store(map + offset + n * kLanes, sum[n], lanes...);
-    }
-  };
+  const A* sources = combined - p.axis_offset[levels.first] * k * stride;
   for (int64_t col = 0; col < p.width; ++col) {
-    int64_t i = 0;
-    for (; i + kVectors * kLanes <= count; i += kVectors * kLanes) pixel(col, i, Constant<kVectors>{});
-    for (; i + kLanes <= count; i += kLanes) pixel(col, i, Constant<1>{});
-    if (i < count) pixel(col, i, Constant<1>{}, count - i);
+    const auto taps = cols.at(col, levels);
+    if (epilogue.base) prefetch<0>(epilogue.base + (col + kAhead) * p.map_channels, count);
+    prefetch<1>(map + (col + kAhead) * p.map_channels, count);
+    for_each_vector(count, [&](int64_t i, auto vectors, auto... lanes) {
+      constexpr int V = decltype(vectors)::value;
+      const int64_t offset = col * p.map_channels + i;
+      Lanes<A> sums[V] = {};
+      for (int n = 0; n < V; ++n) {
+        if (epilogue.base) sums[n] = load(epilogue.base + offset + n * kLanes, lanes...);
+        if (epilogue.bias) sums[n] += load(epilogue.bias + i + n * kLanes, lanes...);
+      }
+      add_taps(taps, sources + i, stride, sums);
+      for (int n = 0; n < V; ++n) {
+        store(map + offset + n * kLanes, epilogue.relu ? relu(sums[n]) : sums[n], lanes...);
+      }
+    });
   }
 }
 
-// The gradient of `count` channels of the levels [first, last) of a channels_last image, whose first pixel's first
-// channel `map` points to: grad_values [S, k, k, channels] at channel c. Scratch: combined as above, sums
-// [bins of the levels, k, k, stride].
+// The gradient of `count` channels of a channels_last image, to whose first channel and pixel `map` points: sums [S, k,
+// k, stride]. Scratch: combined as above.
 template <class T>
 void gather_channels(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const AxisTaps<Acc<T>>& cols,
-                     const T* map, int first, int last, int64_t c, int64_t count, Acc<T>* grad_values,
-                     Acc<T>* combined, Acc<T>* sums, int64_t stride) {
+                     const T* map, Levels levels, int64_t count, Acc<T>* combined, Acc<T>* sums, int64_t stride) {
   using A = Acc<T>;
   const int k = p.kernel_size;
-  const int64_t axis_bins = p.axis_offset[last - 1] + p.bins[last - 1] - p.axis_offset[first];
-  const int64_t bin_count = p.bin_offset[last - 1] + p.bins[last - 1] * p.bins[last - 1] - p.bin_offset[first];
-  std::fill_n(sums, bin_count * k * k * stride, A(0));
+  std::fill(sums + first_value(p, levels.first) * stride, sums + first_value(p, levels.last) * stride, A(0));
+  A* const sources = combined - p.axis_offset[levels.first] * k * stride;
   for (int64_t row = 0; row < p.height; ++row) {
-    std::fill_n(combined, axis_bins * k * stride, A(0));
-    const auto pixel = [&](int64_t col, int64_t i, auto vectors, auto... lanes) {
-      constexpr int V = decltype(vectors)::value;
-      Lanes<A> grad[V];
-      for (int n = 0; n < V; ++n) {
-        grad[n] = load(map + (row * p.width + col) * p.map_channels + i + n * kLanes, lanes...);
-      }
-      A* sources = combined + i;
-      for (int level = first; level < last; sources += p.bins[level++] * k * stride) {
-        for (int kx = 0; kx < k; ++kx) {
-          const auto& tap = cols.at(col, level, kx);
-          const auto add = [&](int v, A weight) {
-            A* source = sources + (v * k + kx) * stride;
-            for (int n = 0; n < V; ++n) {
-              store(source + n * kLanes, load(source + n * kLanes) + weight * grad[n]);
-            }
-          };
-          if (tap.low_weight != 0) add(tap.low, tap.low_weight);
-          if (tap.high_weight != 0) add(tap.high, tap.high_weight);
-        }
-      }
-    };
+    std::fill_n(combined, axis_bins_of(p, levels) * k * stride, A(0));
     for (int64_t col = 0; col < p.width; ++col) {
-      int64_t i = 0;
-      for (; i + kVectors * kLanes <= count; i += kVectors * kLanes) pixel(col, i, Constant<kVectors>{});
-      for (; i + kLanes <= count; i += kLanes) pixel(col, i, Constant<1>{});
-      if (i < count) pixel(col, i, Constant<1>{}, count - i);
+      const auto taps = cols.at(col, levels);
+      prefetch<0>(map + (row * p.width + col + kAhead) * p.map_channels, count);
+      for_each_vector(count, [&](int64_t i, auto vectors, auto... lanes) {
+        constexpr int V = decltype(vectors)::value;
+        Lanes<A> grad[V];
+        for (int n = 0; n < V; ++n) {
+          grad[n] = load(map + (row * p.width + col) * p.map_channels + i + n * kLanes, lanes...);
+        }
+        spread_taps(taps, grad, sources + i, stride);
+      });
     }
     const A* source = combined;
-    A* sum = sums;
-    for (int level = first; level < last; sum += p.bins[level] * p.bins[level] * k * k * stride, ++level) {
-      const int b = p.bins[level];
-      for (int v = 0; v < b; ++v) {
+    for (int level = levels.first; level < levels.last; ++level) {
+      const auto taps = rows.at(row, {level, level + 1});
+      for (int v = 0; v < p.bins[level]; ++v) {
         for (int kx = 0; kx < k; ++kx, source += stride) {
-          for (int ky = 0; ky < k; ++ky) {
-            const auto& tap = rows.at(row, level, ky);
-            const auto add = [&](int u, A weight) {
-              A* to = sum + (((u * b + v) * k + ky) * k + kx) * stride;
-              for (int64_t i = 0; i < count; i += kLanes) store(to + i, load(to + i) + weight * load(source + i));
-            };
-            if (tap.low_weight != 0) add(tap.low, tap.low_weight);
-            if (tap.high_weight != 0) add(tap.high, tap.high_weight);
+          for (const auto& tap : taps) {
+            A* sum = sums + p.value_index(level, tap.source, v, tap.k, kx) * stride;
+            for (int64_t i = 0; i < count; i += kLanes) {
+              store(sum + i, load(sum + i) + tap.weight * load(source + i));
+            }
           }
         }
       }
     }
   }
-  A* to = grad_values + int64_t(p.bin_offset[first]) * k * k * p.channels + c;
-  for (int64_t value = 0; value < bin_count * k * k; ++value) {
-    std::copy_n(sums + value * stride, count, to + value * p.channels);
-  }
 }
 
-// A contiguous plane of the levels [first, last). `values` is its channel of [S, k, k, channels]. `dense` is
-// [sources of all levels, k, stride]: the weight of every column, stride >= W a multiple of 16. Scratch: combined
-// [sources of the levels, k, stride].
+// A contiguous plane. `values` [S, k, k, 16] holds its values in one of the sixteen lanes. `weights` is [sources of all
+// levels, k, stride], the weight of every column, stride >= W a multiple of kVectors * 16. Scratch: combined [sources of
+// the levels, k, stride].
 template <class T>
-void upsample_plane(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const Acc<T>* dense,
-                    const Acc<T>* values, int first, int last, const Epilogue<T>& epilogue, T* map, Acc<T>* combined,
+void upsample_plane(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const Acc<T>* weights,
+                    const Acc<T>* values, Levels levels, const Epilogue<T>& epilogue, T* map, Acc<T>* combined,
                     int64_t stride) {
   using A = Acc<T>;
   const int k = p.kernel_size;
   A* source = combined;
-  for (int level = first; level < last; ++level) {
-    const int b = p.bins[level];
-    const A* weights = dense + p.axis_offset[level] * k * stride;
-    for (int u = 0; u < b; ++u) {
-      const A* value = values + (p.bin_offset[level] + u * b) * k * k * p.channels;
+  for (int level = levels.first; level < levels.last; ++level) {
+    for (int u = 0; u < p.bins[level]; ++u) {
       for (int ky = 0; ky < k; ++ky, source += stride) {
-        for (int64_t j = 0; j < stride; j += kLanes) {
-          Lanes<A> sum = {};
-          for (int v = 0; v < b; ++v) {
-            for (int kx = 0; kx < k; ++kx) {
-              sum += value[((v * k + ky) * k + kx) * p.channels] * load(weights + (v * k + kx) * stride + j);
+        for (int64_t j = 0; j < stride; j += kVectors * kLanes) {
+          const A* weight = weights + p.axis_offset[level] * k * stride + j;
+          Lanes<A> sums[kVectors] = {};
+          for (int v = 0; v < p.bins[level]; ++v) {
+            for (int kx = 0; kx < k; ++kx, weight += stride) {
+              const A value = values[p.value_index(level, u, v, ky, kx) * kLanes];
+              for (int n = 0; n < kVectors; ++n) sums[n] += value * load(weight + n * kLanes);
             }
           }
-          store(source + j, sum);
+          for (int n = 0; n < kVectors; ++n) store(source + j + n * kLanes, sums[n]);
         }
       }
     }
   }
   const A bias = epilogue.bias ? A(*epilogue.bias) : A(0);
-  const auto part = [&](int64_t row, int64_t j, auto vectors, auto... lanes) {
-    constexpr int V = decltype(vectors)::value;
-    const int64_t offset = row * p.width + j;
-    Lanes<A> sum[V];
-    for (int n = 0; n < V; ++n) {
-      sum[n] = Lanes<A>{} + bias;
-      if (epilogue.base) sum[n] += load(epilogue.base + offset + n * kLanes, lanes...);
-    }
-    const A* sources = combined + j;
-    for (int level = first; level < last; sources += p.bins[level++] * k * stride) {
-      for (int ky = 0; ky < k; ++ky) {
-        const auto& tap = rows.at(row, level, ky);
-        const auto add = [&](int u, A weight) {
-          const A* from = sources + (u * k + ky) * stride;
-          for (int n = 0; n < V; ++n) sum[n] += weight * load(from + n * kLanes);
-        };
-        if (tap.low_weight != 0) add(tap.low, tap.low_weight);
-        if (tap.high_weight != 0) add(tap.high, tap.high_weight);
-      }
-    }
-    for (int n = 0; n < V; ++n) {
-      if (epilogue.relu) sum[n] = relu(sum[n]);
-      store(map + offset + n * kLanes, sum[n], lanes...);
-    }
-  };
+  const A* sources = combined - p.axis_offset[levels.first] * k * stride;
   for (int64_t row = 0; row < p.height; ++row) {
-    int64_t j = 0;
-    for (; j + kVectors * kLanes <= p.width; j += kVectors * kLanes) part(row, j, Constant<kVectors>{});
-    for (; j + kLanes <= p.width; j += kLanes) part(row, j, Constant<1>{});
-    if (j < p.width) part(row, j, Constant<1>{}, p.width - j);
+    const auto taps = rows.at(row, levels);
+    for_each_vector(p.width, [&](int64_t j, auto vectors, auto... lanes) {
+      constexpr int V = decltype(vectors)::value;
+      const int64_t offset = row * p.width + j;
+      Lanes<A> sums[V];
+      for (int n = 0; n < V; ++n) {
+        sums[n] = Lanes<A>{} + bias;
+        if (epilogue.base) sums[n] += load(epilogue.base + offset + n * kLanes, lanes...);
+      }
+      add_taps(taps, sources + j, stride, sums);
+      for (int n = 0; n < V; ++n) {
+        store(map + offset + n * kLanes, epilogue.relu ? relu(sums[n]) : sums[n], lanes...);
+      }
+    });
   }
 }
 
-// The gradient of a contiguous plane's channel. Arguments as above.
+// The gradient of a contiguous plane, into one lane of grad_values [S, k, k, 16]. Arguments as above.
 template <class T>
-void gather_plane(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const Acc<T>* dense, const T* map,
-                  int first, int last, Acc<T>* grad_values, Acc<T>* combined, int64_t stride) {
+void gather_plane(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const Acc<T>* weights, const T* map,
+                  Levels levels, Acc<T>* grad_values, Acc<T>* combined, int64_t stride) {
   using A = Acc<T>;
   const int k = p.kernel_size;
-  const int64_t axis_bins = p.axis_offset[last - 1] + p.bins[last - 1] - p.axis_offset[first];
-  std::fill_n(combined, axis_bins * k * stride, A(0));
+  std::fill_n(combined, axis_bins_of(p, levels) * k * stride, A(0));
+  A* const sources = combined - p.axis_offset[levels.first] * k * stride;
   for (int64_t row = 0; row < p.height; ++row) {
-    const auto part = [&](int64_t j, auto vectors, auto... lanes) {
+    const auto taps = rows.at(row, levels);
+    for_each_vector(p.width, [&](int64_t j, auto vectors, auto... lanes) {
       constexpr int V = decltype(vectors)::value;
       Lanes<A> grad[V];
       for (int n = 0; n < V; ++n) grad[n] = load(map + row * p.width + j + n * kLanes, lanes...);
-      A* sources = combined + j;
-      for (int level = first; level < last; sources += p.bins[level++] * k * stride) {
-        for (int ky = 0; ky < k; ++ky) {
-          const auto& tap = rows.at(row, level, ky);
-          const auto add = [&](int u, A weight) {
-            A* to = sources + (u * k + ky) * stride;
-            for (int n = 0; n < V; ++n) store(to + n * kLanes, load(to + n * kLanes) + weight * grad[n]);
-          };
-          if (tap.low_weight != 0) add(tap.low, tap.low_weight);
-          if (tap.high_weight != 0) add(tap.high, tap.high_weight);
-        }
-      }
-    };
-    int64_t j = 0;
-    for (; j + kVectors * kLanes <= p.width; j += kVectors * kLanes) part(j, Constant<kVectors>{});
-    for (; j + kLanes <= p.width; j += kLanes) part(j, Constant<1>{});
-    if (j < p.width) part(j, Constant<1>{}, p.width - j);
+      spread_taps(taps, grad, sources + j, stride);
+    });
   }
   const A* source = combined;
-  for (int level = first; level < last; ++level) {
-    const int b = p.bins[level];
-    const A* weights = dense + p.axis_offset[level] * k * stride;
-    for (int u = 0; u < b; ++u) {
-      A* value = grad_values + (p.bin_offset[level] + u * b) * k * k * p.channels;
+  for (int level = levels.first; level < levels.last; ++level) {
+    for (int u = 0; u < p.bins[level]; ++u) {
       for (int ky = 0; ky < k; ++ky, source += stride) {
-        for (int v = 0; v < b; ++v) {
-          for (int kx = 0; kx < k; ++kx) {
+        const A* weight = weights + p.axis_offset[level] * k * stride;
+        for (int v = 0; v < p.bins[level]; ++v) {
+          for (int kx = 0; kx < k; ++kx, weight += stride) {
             Lanes<A> product = {};
-            for (int64_t j = 0; j < stride; j += kLanes) {
-              product += load(source + j) * load(weights + (v * k + kx) * stride + j);
-            }
-            value[((v * k + ky) * k + kx) * p.channels] = sum(product);
+            for (int64_t j = 0; j < stride; j += kLanes) product += load(source + j) * load(weight + j);
+            grad_values[p.value_index(level, u, v, ky, kx) * kLanes] = sum(product);
           }
         }
       }

@@ -128,4 +128,3 @@ PSPFAST_INLINE auto sum(V v) {
   return lanes[0];
 }
 
-#undef PSPFAST_INLINE

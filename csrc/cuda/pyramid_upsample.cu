@@ -1,0 +1,94 @@
+// pyramid_upsample on CUDA: both directions touch the map once. Every element is summed by a fixed thread in a fixed
+// order: no atomics, bit-reproducible.
+#include <algorithm>
+
+#include "pyramid_upsample_backward.h"
+#include "pyramid_upsample_forward.h"
+
+namespace pspfast::cuda {
+namespace {
+
+unsigned grid_size(const UpsamplePlan& plan) { return static_cast<unsigned>(std::min(plan.blocks, kMaxGridX)); }
+
+struct Forward {
+  const PyramidUpsampleEpilogue& epilogue;
+  const float* values;
+  void* map;
+
+  bool is_aligned() const {
+    return is_vector_aligned(epilogue.base) && is_vector_aligned(epilogue.bias) && is_vector_aligned(epilogue.copied) &&
+           is_vector_aligned(values) && is_vector_aligned(map);
+  }
+
+  template <typename T, int Size, bool ChannelsLast>
+  void launch(const PyramidUpsampleParams& params, cudaStream_t stream) const {
+    const UpsamplePlan plan = make_fwd_plan<Size, ChannelsLast>(params, epilogue.copied != nullptr);
+    const auto kernel = upsample_fwd_kernel<T, Size, ChannelsLast>;
+    PSPFAST_LAUNCH(kernel, grid_size(plan), kUpsampleThreads, fwd_bytes(params, plan, Size), stream, params, plan,
+                   epilogue, values, static_cast<T*>(map));
+  }
+
+  template <typename T>
+  void launch_planes(const PyramidUpsampleParams& params, cudaStream_t stream) const {
+    launch<T, kPlaneChannels, false>(params, stream);
+  }
+};
+
+struct Backward {
+  const void* grad_map;
+  float* grad_values;
+
+  bool is_aligned() const { return is_vector_aligned(grad_map) && is_vector_aligned(grad_values); }
+
+  template <typename T, int Size, bool ChannelsLast>
+  void launch(const PyramidUpsampleParams& params, cudaStream_t stream) const {
+    const UpsamplePlan plan = make_bwd_plan<T, Size, ChannelsLast>(params);
+    const auto kernel = upsample_bwd_kernel<T, Size, ChannelsLast>;
+    PSPFAST_LAUNCH(kernel, grid_size(plan), kUpsampleThreads, (bwd_bytes<T, Size, ChannelsLast>(params, plan)), stream,
+                   params, plan, static_cast<const T*>(grad_map), grad_values);
+  }
+
+  template <typename T>
+  void launch_planes(const PyramidUpsampleParams& params, cudaStream_t stream) const {
+    launch<T, kVectorSize<T>, false>(params, stream);
+  }
+};
+
+template <typename T, typename Direction>
+cudaError_t launch(const Direction& direction, const PyramidUpsampleParams& params, cudaStream_t stream) {
+  constexpr int kSize = kVectorSize<T>;
+  const bool divisible =
+      params.channels % kSize == 0 && params.map_channels % kSize == 0 && params.first_channel % kSize == 0;
+  if (!params.channels_last) {
+    direction.template launch_planes<T>(params, stream);
+  } else if (divisible && direction.is_aligned()) {
+    direction.template launch<T, kSize, true>(params, stream);
+  } else {
+    direction.template launch<T, 1, true>(params, stream);
+  }
+  return cudaGetLastError();
+}
+
+template <typename Direction>
+cudaError_t dispatch(const Direction& direction, const PyramidUpsampleParams& params, cudaStream_t stream) {
+  switch (params.dtype) {
+    case DType::kFloat32: return launch<float>(direction, params, stream);
+    case DType::kFloat16: return launch<__half>(direction, params, stream);
+    case DType::kBFloat16: return launch<__nv_bfloat16>(direction, params, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace
+
+cudaError_t pyramid_upsample(const PyramidUpsampleParams& params, const PyramidUpsampleEpilogue& epilogue,
+                             const void* values, void* map, cudaStream_t stream) {
+  return dispatch(Forward{epilogue, static_cast<const float*>(values), map}, params, stream);
+}
+
+cudaError_t pyramid_upsample_backward(const PyramidUpsampleParams& params, const void* grad_map, void* grad_values,
+                                      cudaStream_t stream) {
+  return dispatch(Backward{grad_map, static_cast<float*>(grad_values)}, params, stream);
+}
+
+}  // namespace pspfast::cuda

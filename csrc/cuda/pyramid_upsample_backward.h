@@ -1,0 +1,230 @@
+// pyramid_upsample, backward: a block goes through the rows of an image, a band of them at a time. It sums the columns
+// of each row into the columns of all bins, in shared memory, and then the rows of those into the rows of all bins, in
+// the output. Every sum belongs to one thread, and the map is read once.
+#pragma once
+
+#include "pyramid_upsample_taps.h"
+
+namespace pspfast::cuda {
+
+// Loads of a thread in flight.
+constexpr int kGradBatch = 4;
+
+inline int64_t bwd_sum_bytes(const PyramidUpsampleParams& params, const UpsamplePlan& plan, int size) {
+  return plan.rows * entry_count(params) * plan.lanes * size * int64_t{sizeof(float)};
+}
+
+// Contiguous maps are copied to shared memory first, channels innermost.
+template <typename T, int Size, bool ChannelsLast>
+int64_t bwd_bytes(const PyramidUpsampleParams& params, const UpsamplePlan& plan) {
+  const int64_t tile_bytes = ChannelsLast ? 0 : int64_t{plan.rows} * plan.cols * plan.lanes * Size * sizeof(T);
+  return plan.tap_bytes + bwd_sum_bytes(params, plan, Size) + tile_bytes;
+}
+
+template <typename T, int Size, bool ChannelsLast>
+UpsamplePlan make_bwd_plan(const PyramidUpsampleParams& params) {
+  UpsamplePlan plan{};
+  // As in the forward; a tile of a contiguous map has kPlaneChannels.
+  plan.lanes = !ChannelsLast ? kPlaneChannels / Size : Size > 1 ? 8 : kWarpSize;
+  const int least = !ChannelsLast ? plan.lanes : Size > 1 ? 2 : 8;
+  for (;; plan.lanes /= 2) {
+    plan.chunks = ceil_div(params.channels, plan.lanes * Size);
+    plan.blocks = params.batch * group_count(params) * plan.chunks;
+    if (plan.lanes > least && plan.blocks < kEnoughUpsampleBlocks) continue;
+    // As many as give every thread a row and a kernel column of a level.
+    const int tasks = (params.sum_levels ? params.levels : 1) * params.kernel_size * plan.lanes;
+    plan.rows = static_cast<int>(std::min<int64_t>(params.height, std::max(1, kUpsampleThreads / tasks)));
+    for (;; plan.rows = (plan.rows + 1) / 2) {
+      complete_plan(params, 1, plan);
+      if (bwd_bytes<T, Size, ChannelsLast>(params, plan) <= kMaxSharedBytes) return plan;
+      if (plan.rows == 1) break;
+    }
+  }
+}
+
+// Two neighbouring sums, kept while the positions that follow lie between them.
+template <int Width, bool Global>
+struct Sinks {
+  static constexpr int kPart = kSharedWidth<Width>;
+  int low = -1;
+  Vector<float, kPart> sum_low[Width / kPart], sum_high[Width / kPart];
+
+  template <typename V, typename Stride>
+  __device__ void add(const AxisTap& tap, const Vector<V, Width>& grad, float* sums, Stride stride, int bins) {
+    if (tap.low < 0) return;
+    if (tap.low != low) {
+      flush(sums, stride, bins);
+      low = tap.low;
+#pragma unroll
+      for (int i = 0; i < Width / kPart; ++i) {
+        sum_low[i] = load<kPart>(sums + low * stride + i * kPart);
+        if (low + 1 < bins) sum_high[i] = load<kPart>(sums + (low + 1) * stride + i * kPart);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Width; ++i) sum_low[i / kPart].data[i % kPart] += (1.f - tap.weight) * to_float(grad.data[i]);
+    if (tap.weight == 0.f) return;
+#pragma unroll
+    for (int i = 0; i < Width; ++i) sum_high[i / kPart].data[i % kPart] += tap.weight * to_float(grad.data[i]);
+  }
+
+  template <typename Stride>
+  __device__ void flush(float* sums, Stride stride, int bins) const {
+    if (low < 0) return;
+#pragma unroll
+    for (int i = 0; i < Width / kPart; ++i) {
+      store<Global>(sums + low * stride + i * kPart, sum_low[i]);
+      if (low + 1 < bins) store<Global>(sums + (low + 1) * stride + i * kPart, sum_high[i]);
+    }
+  }
+};
+
+// What a block works on: `rows` x `cols` pixels of an image.
+struct GradTile {
+  int row, col, rows, cols;
+};
+
+// tile [rows, cols, channels of the block] of contiguous planes; `planes` is the block's first, of which there are
+// `channels`.
+template <typename T, int Size>
+__device__ inline void load_tile(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const GradTile& at,
+                                 const T* __restrict__ planes, int channels, T* tile) {
+  for (int task = threadIdx.x; task < at.rows * at.cols; task += kUpsampleThreads) {
+    const T* pixel = planes + (at.row + task / at.cols) * params.width + at.col + task % at.cols;
+    for (int lane = 0; lane < plan.lanes; ++lane) {
+      Vector<T, Size> vector{};
+#pragma unroll
+      for (int i = 0; i < Size; ++i) {
+        const int channel = lane * Size + i;
+        if (channel < channels) vector.data[i] = pixel[channel * params.height * params.width];
+      }
+      store<false>(tile + (task * plan.lanes + lane) * Size, vector);
+    }
+  }
+}
+
+// sums [rows, entries, channels of the block] sums columns, those of earlier tiles of the band included. `pixels` are
+// the tile's first pixel at the block's first channel, of which there are `channels` left.
+template <typename T, int Size, typename Stride>
+__device__ inline void sum_columns(const PyramidUpsampleParams& params, const UpsamplePlan& plan,
+                                   const LevelRange& range, const GradTile& at, const AxisTap* col_taps,
+                                   const T* pixels, Stride row_stride, Stride col_stride, int channels,
+                                   float* sums) {
+  const int k = params.kernel_size;
+  const int block_channels = plan.lanes * Size;
+  const int bin_stride = k * block_channels;
+  for (int task = threadIdx.x; task < at.rows * plan.levels * k * plan.lanes; task += kUpsampleThreads) {
+    const int within = task % plan.lanes * Size;
+    if (within >= channels) continue;
+    const int kx = task / plan.lanes % k;
+    const int level = task / (plan.lanes * k) % plan.levels;
+    const int row = task / (plan.lanes * k * plan.levels);
+    const int bins = params.bins[range.begin + level];
+    const int first_bin = row * range.axis_bins + params.axis_offset[range.begin + level] - range.axis_begin;
+    float* to = sums + (first_bin * k + kx) * block_channels + within;
+    if (at.col == 0) {
+      for (int bin = 0; bin < bins; ++bin) {
+#pragma unroll
+        for (int i = 0; i < Size; ++i) to[bin * bin_stride + i] = 0.f;
+      }
+    }
+    const T* from = pixels + row * row_stride + within;
+    const AxisTap* taps = col_taps + level * plan.col_stride + kx;
+    Sinks<Size, false> sinks;
+    for (int col = 0; col < at.cols; col += kGradBatch) {
+      Vector<T, Size> batch[kGradBatch];
+#pragma unroll
+      for (int i = 0; i < kGradBatch; ++i) {
+        if (col + i < at.cols) batch[i] = load<Size>(from);
+        from += col_stride;
+      }
+#pragma unroll
+      for (int i = 0; i < kGradBatch; ++i) {
+        if (col + i < at.cols) sinks.add(taps[col + i], batch[i], to, bin_stride, bins);
+      }
+    }
+    sinks.flush(to, bin_stride, bins);
+  }
+}
+
+// Adds the sums of a band to the output, where they belong to the same thread in every band. `grad_values` are the
+// image's at the block's first channel.
+template <int Size, int Width>
+__device__ inline void sum_rows(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const LevelRange& range,
+                                const GradTile& at, const AxisTap* row_taps, const float* sums, int channels,
+                                float* grad_values) {
+  const int k = params.kernel_size;
+  const int entries = range.axis_bins * k;
+  const int block_channels = plan.lanes * Size;
+  const int columns = block_channels / Width;
+  for (int task = threadIdx.x; task < entries * columns; task += kUpsampleThreads) {
+    const int within = task % columns * Width;
+    if (within >= channels) continue;
+    const int e = task / columns;
+    const Entry entry = entry_at(params, range, e);
+    float* to = grad_values + entry.offset + within;
+    const AxisTap* taps = row_taps + entry.level * plan.row_stride;
+    for (int ky = 0; ky < k; ++ky, to += k * params.channels) {
+      if (at.row == 0) {
+        for (int bin = 0; bin < entry.bins; ++bin) store<true>(to + bin * entry.stride, Vector<float, Width>{});
+      }
+      Sinks<Width, true> sinks;
+      for (int row = 0; row < at.rows; ++row) {
+        const auto grad = load<Width>(sums + (row * entries + e) * block_channels + within);
+        sinks.add(taps[row + ky], grad, to, entry.stride, entry.bins);
+      }
+      sinks.flush(to, entry.stride, entry.bins);
+    }
+  }
+}
+
+template <typename T, int Size, bool ChannelsLast>
+__global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
+    upsample_bwd_kernel(const __grid_constant__ PyramidUpsampleParams params, const __grid_constant__ UpsamplePlan plan,
+                        const T* __restrict__ grad_map, float* grad_values) {
+  PSPFAST_SHARED(shared);
+  AxisTap* row_taps = reinterpret_cast<AxisTap*>(shared);        // [levels, row_stride]
+  AxisTap* col_taps = row_taps + plan.levels * plan.row_stride;  // [levels, col_stride]
+  float* sums = reinterpret_cast<float*>(shared + plan.tap_bytes);
+  const int block_channels = plan.lanes * Size;
+  const int height = static_cast<int>(params.height);
+  const int width = static_cast<int>(params.width);
+  for (int64_t block = blockIdx.x; block < plan.blocks; block += gridDim.x) {
+    const int64_t groups = group_count(params);
+    const int64_t group = block / plan.chunks % groups;
+    const int64_t image = block / plan.chunks / groups;
+    const int64_t channel = block % plan.chunks * block_channels;
+    const int channels = static_cast<int>(min(int64_t{block_channels}, params.channels - channel));
+    const int64_t map_channel = params.first_channel + group * params.channels + channel;
+    const LevelRange range(params, group);
+    T* tile = reinterpret_cast<T*>(sums + plan.rows * range.axis_bins * params.kernel_size * block_channels);
+    float* image_values =
+        grad_values + image * params.bin_count * params.kernel_size * params.kernel_size * params.channels + channel;
+    GradTile at{};
+    for (at.row = 0; at.row < height; at.row += plan.rows) {
+      at.rows = min(plan.rows, height - at.row);
+      fill_taps(params, range, at.row, height, plan.row_stride, row_taps);
+      for (at.col = 0; at.col < width; at.col += plan.cols) {
+        at.cols = min(plan.cols, width - at.col);
+        fill_taps(params, range, at.col, width, plan.col_stride, col_taps);
+        if constexpr (ChannelsLast) {
+          __syncthreads();
+          const T* pixels = grad_map + ((image * height + at.row) * width + at.col) * params.map_channels + map_channel;
+          sum_columns<T, Size>(params, plan, range, at, col_taps, pixels, params.width * params.map_channels,
+                               params.map_channels, channels, sums);
+        } else {
+          load_tile<T, Size>(params, plan, at, grad_map + (image * params.map_channels + map_channel) * height * width,
+                             channels, tile);
+          __syncthreads();
+          sum_columns<T, Size>(params, plan, range, at, col_taps, tile, at.cols * block_channels, block_channels,
+                               channels, sums);
+        }
+        __syncthreads();
+      }
+      sum_rows<Size, kValueWidth<Size, ChannelsLast>>(params, plan, range, at, row_taps, sums, channels, image_values);
+      __syncthreads();
+    }
+  }
+}
+
+}  // namespace pspfast::cuda

@@ -1,0 +1,186 @@
+"""pyramid_upsample in Triton: what the ops call; the kernels are in pyramid_upsample_kernels.py."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+from torch.library import wrap_triton
+
+from .pyramid_upsample_kernels import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _new_map(x: Tensor, channels: int, channels_last: bool) -> Tensor:
+    batch, _, height, width = x.shape
+    if channels_last:
+        return x.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+    return x.new_empty((batch, channels, height, width))
+
+
+def _block_w(width: int) -> int:
+    return 16 if width <= 16 else 32 if width <= 32 else 64
+
+
+def _block_c(channels: int, most: int) -> int:
+    return min(most, max(16, triton.next_power_of_2(channels)))
+
+
+def _width_divisor(width: int) -> int:
+    """The power of two that divides every row's offset."""
+    return next(d for d in (16, 8, 4, 2, 1) if width % d == 0)
+
+
+def _forward_blocks(channels: int, width: int, channels_last: bool) -> tuple[int, int]:
+    """Columns and channels of a program: as wide as registers allow, since the columns share the
+    mixed values and the channels the weights."""
+    return _block_w(width), _block_c(channels, 64)
+
+
+def _backward_blocks(channels: int, width: int, channels_last: bool) -> tuple[int, int]:
+    """Columns and channels of a program, which has three of these blocks in registers."""
+    return _block_w(width), _block_c(channels, 32)
+
+
+def pyramid_concat_forward(
+    x: Tensor, priors: Tensor, bins: Sequence[int], align_corners: bool
+) -> Tensor:
+    """x ``[N, C, H, W]`` and every level of priors ``[N, R, S]`` upsampled to it:
+    ``[N, C + L * R, H, W]``, in memory as x is."""
+    channels_last = _is_channels_last(x)
+    if not channels_last:
+        x = x.contiguous()
+    batch, copied_channels, height, width = x.shape
+    channels = priors.shape[1]
+    out = _new_map(x, copied_channels + len(bins) * channels, channels_last)
+    if out.numel() == 0:
+        return out
+    block_w, block_c = _forward_blocks(channels, width, channels_last)
+    channel_blocks = -(-copied_channels // block_c) + len(bins) * -(-channels // block_c)
+    divisor = _width_divisor(width)
+    wrap_triton(concat_fwd_kernel)[(batch * channel_blocks * -(-width // block_w) * height,)](
+        x,
+        priors,
+        out,
+        copied_channels,
+        channels,
+        height,
+        width // divisor,
+        *priors.stride(),
+        BINS=tuple(bins),
+        ALIGN_CORNERS=align_corners,
+        CHANNELS_LAST=channels_last,
+        WIDTH_DIVISOR=divisor,
+        BLOCK_W=block_w,
+        BLOCK_C=block_c,
+    )
+    return out
+
+
+def pyramid_upsample_add_forward(
+    base: Tensor,
+    mixed: Tensor,
+    bias: Tensor | None,
+    bins: Sequence[int],
+    align_corners: bool,
+    relu: bool,
+) -> Tensor:
+    """base ``[N, O, H, W]`` plus bias ``[O]`` plus, over all levels and taps, mixed
+    ``[N, S, k, k, O]`` upsampled and shifted by the tap; in memory as base is."""
+    channels_last = _is_channels_last(base)
+    if not channels_last:
+        base = base.contiguous()
+    batch, channels, height, width = base.shape
+    out = _new_map(base, channels, channels_last)
+    if out.numel() == 0:
+        return out
+    block_w, block_c = _forward_blocks(channels, width, channels_last)
+    divisor = _width_divisor(width)
+    grid = (batch * -(-channels // block_c) * -(-width // block_w) * height,)
+    wrap_triton(add_fwd_kernel)[grid](
+        base,
+        mixed.contiguous(),
+        base if bias is None else bias.contiguous(),
+        out,
+        channels,
+        height,
+        width // divisor,
+        mixed.shape[1],
+        BINS=tuple(bins),
+        KERNEL_SIZE=mixed.shape[2],
+        ALIGN_CORNERS=align_corners,
+        HAS_BIAS=bias is not None,
+        RELU=relu,
+        CHANNELS_LAST=channels_last,
+        WIDTH_DIVISOR=divisor,
+        BLOCK_W=block_w,
+        BLOCK_C=block_c,
+    )
+    return out
+
+
+def _backward(
+    grad: Tensor,
+    channels: int,
+    bins: Sequence[int],
+    align_corners: bool,
+    kernel_size: int,
+    sum_levels: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient ``[N, S, k, k, channels]`` of the values that were upsampled to the last channels."""
+    channels_last = _is_channels_last(grad)
+    if not channels_last:
+        grad = grad.contiguous()
+    batch, map_channels, height, width = grad.shape
+    bin_count = sum(b * b for b in bins)
+    shape = (batch, bin_count, kernel_size, kernel_size, channels)
+    if batch * channels == 0:
+        return grad.new_empty(shape, dtype=dtype)
+    block_w, block_c = _backward_blocks(channels, width, channels_last)
+    column_blocks = -(-width // block_w)
+    # Programs of other columns write sums of their own, which are added here.
+    grad_values = grad.new_empty(
+        (column_blocks, *shape), dtype=dtype if column_blocks == 1 else torch.float32
+    )
+    divisor = _width_divisor(width)
+    grid = (batch * -(-channels // block_c) * column_blocks * sum(bins),)
+    wrap_triton(bwd_kernel)[grid](
+        grad,
+        grad_values,
+        map_channels,
+        map_channels - channels * (1 if sum_levels else len(bins)),
+        channels,
+        height,
+        width // divisor,
+        bin_count,
+        batch,
+        BINS=tuple(bins),
+        KERNEL_SIZE=kernel_size,
+        ALIGN_CORNERS=align_corners,
+        SUM_LEVELS=sum_levels,
+        CHANNELS_LAST=channels_last,
+        WIDTH_DIVISOR=divisor,
+        BLOCK_W=block_w,
+        BLOCK_C=block_c,
+    )
+    return grad_values[0] if column_blocks == 1 else grad_values.sum(0).to(dtype)
+
+
+def pyramid_concat_backward(
+    grad: Tensor, bins: Sequence[int], align_corners: bool, channels: int
+) -> Tensor:
+    """Gradient ``[N, R, S]`` of the priors; R is ``channels``. Reads only the last L * R channels
+    of grad, unless its strides ask for a copy."""
+    grad_priors = _backward(grad, channels, bins, align_corners, 1, False, grad.dtype)
+    return grad_priors.flatten(1, 3).transpose(1, 2)
+
+
+def pyramid_upsample_add_backward(
+    grad: Tensor, bins: Sequence[int], align_corners: bool, kernel_size: int
+) -> Tensor:
+    """Gradient ``[N, S, k, k, O]`` of mixed, float32."""
+    return _backward(grad, grad.shape[1], bins, align_corners, kernel_size, True, torch.float32)

@@ -1,0 +1,281 @@
+"""Bilinear upsampling of a pyramid, and its transposition: fixed order, bit-reproducible.
+
+Both are separable: A_b of the rows, A_b of the columns, the latter as a product of small matrices.
+Forward, a program mixes the bins of one row of the map first, for a block of channels, and spreads
+them over the columns. Backward, a program gathers for one row of bins: it sums the rows of the map
+first and their columns at the end.
+"""
+
+import triton
+import triton.language as tl
+
+from .geometry import (
+    interpolation_tap,
+    interpolation_weight,
+    locate_axis_bins,
+    map_offsets,
+    weighted_positions,
+)
+
+# Rows or columns of a product, the fewest that tl.dot takes: (column of bins, tap) pairs. All
+# levels of (1, 2, 3, 6) have 36 with three taps, of which every row of the map needs all.
+_BLOCK_K = tl.constexpr(16)
+
+
+@triton.jit
+def _locate(rows, column_blocks, channel_blocks):
+    """Row, blocks of columns and of channels, and image of a program, rows innermost: programs that
+    run together read the same memory. The image is int64, as all addresses are."""
+    i_program = tl.program_id(0)
+    row = i_program % rows
+    i_program //= rows
+    i_w = i_program % column_blocks
+    i_program //= column_blocks
+    return row, i_w, i_program % channel_blocks, (i_program // channel_blocks).to(tl.int64)
+
+
+@triton.jit
+def _upsample(
+    p_image,
+    first_bin_column,
+    end_bin_column,
+    o_c,
+    channels,
+    tap_stride,
+    channel_stride,
+    row,
+    o_w,
+    height,
+    width,
+    BINS: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+):
+    """[columns, channels] of a row of the map: the sum over columns of bins, which are counted over
+    all levels, of an image's values."""
+    b_sum = tl.zeros([o_w.shape[0], o_c.shape[0]], tl.float32)
+    end_k = end_bin_column * KERNEL_SIZE
+    # Few rounds, short of registers: not worth a pipeline.
+    for first_k in tl.range(first_bin_column * KERNEL_SIZE, end_k, _BLOCK_K, num_stages=1):
+        o_k = first_k + tl.arange(0, _BLOCK_K)
+        kx = o_k % KERNEL_SIZE
+        _, bins, first_bin, v = locate_axis_bins(o_k // KERNEL_SIZE, BINS)
+        b_mixed = tl.zeros([_BLOCK_K, o_c.shape[0]], tl.float32)
+        for ky in tl.static_range(KERNEL_SIZE):
+            i = row + ky - KERNEL_SIZE // 2
+            m_k = o_k < tl.where((i >= 0) & (i < height), end_k, 0)
+            m_value = m_k[:, None] & (o_c < channels)[None, :]
+            i = tl.minimum(tl.maximum(i, 0), height - 1)
+            low, high, weight = interpolation_tap(i, height, bins, ALIGN_CORNERS)
+            low_tap = ((first_bin + low * bins + v) * KERNEL_SIZE + ky) * KERNEL_SIZE + kx
+            high_tap = ((first_bin + high * bins + v) * KERNEL_SIZE + ky) * KERNEL_SIZE + kx
+            p_low = p_image + low_tap.to(tl.int64)[:, None] * tap_stride
+            p_high = p_image + high_tap.to(tl.int64)[:, None] * tap_stride
+            o_value = (o_c * channel_stride)[None, :]
+            b_low = tl.load(p_low + o_value, mask=m_value, other=0.0).to(tl.float32)
+            b_high = tl.load(p_high + o_value, mask=m_value, other=0.0).to(tl.float32)
+            b_mixed += (1.0 - weight)[:, None] * b_low + weight[:, None] * b_high
+        j = o_w[:, None] + (kx - KERNEL_SIZE // 2)[None, :]
+        b_weight = interpolation_weight(j, width, v[None, :], bins[None, :], ALIGN_CORNERS)
+        b_sum = tl.dot(b_weight, b_mixed, b_sum, input_precision="ieee")
+    return b_sum
+
+
+@triton.jit
+def concat_fwd_kernel(
+    p_x,
+    p_priors,
+    p_out,
+    copied_channels,
+    channels,
+    height,
+    width_quotient,
+    image_stride,
+    channel_stride,
+    bin_stride,
+    BINS: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDTH_DIVISOR: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A program copies a block of channels of x or upsamples one of a level."""
+    # A product shows the compiler what divides the offset of every row.
+    width = width_quotient * WIDTH_DIVISOR
+    copied_blocks = tl.cdiv(copied_channels, BLOCK_C)
+    level_blocks = tl.cdiv(channels, BLOCK_C)
+    row, i_w, i_block, i_n = _locate(
+        height, tl.cdiv(width, BLOCK_W), copied_blocks + len(BINS) * level_blocks
+    )
+    o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
+    out_channels = copied_channels + len(BINS) * channels
+    if i_block < copied_blocks:
+        o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+        m_x = (o_w < width)[:, None] & (o_c < copied_channels)[None, :]
+        o_x = map_offsets(i_n, o_c, row, o_w, copied_channels, height, width, CHANNELS_LAST)
+        o_out = map_offsets(i_n, o_c, row, o_w, out_channels, height, width, CHANNELS_LAST)
+        tl.store(p_out + o_out, tl.load(p_x + o_x, mask=m_x), mask=m_x)
+    else:
+        i_level = (i_block - copied_blocks) // level_blocks
+        i_block = (i_block - copied_blocks) % level_blocks
+        o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+        first_bin_column = 0
+        end_bin_column = 0
+        for level in tl.static_range(len(BINS)):
+            first_bin_column += tl.where(level < i_level, BINS[level], 0)
+            end_bin_column += tl.where(level <= i_level, BINS[level], 0)
+        b_out = _upsample(
+            p_priors + i_n * image_stride,
+            first_bin_column,
+            end_bin_column,
+            o_c,
+            channels,
+            bin_stride,
+            channel_stride,
+            row,
+            o_w,
+            height,
+            width,
+            BINS,
+            1,
+            ALIGN_CORNERS,
+        )
+        m_out = (o_w < width)[:, None] & (o_c < channels)[None, :]
+        o_c += copied_channels + i_level * channels
+        o_out = map_offsets(i_n, o_c, row, o_w, out_channels, height, width, CHANNELS_LAST)
+        tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def add_fwd_kernel(
+    p_base,
+    p_mixed,
+    p_bias,
+    p_out,
+    channels,
+    height,
+    width_quotient,
+    bin_count,
+    BINS: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDTH_DIVISOR: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    # A product shows the compiler what divides the offset of every row.
+    width = width_quotient * WIDTH_DIVISOR
+    row, i_w, i_block, i_n = _locate(height, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C))
+    o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
+    o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    bin_columns = 0
+    for level in tl.static_range(len(BINS)):
+        bin_columns += BINS[level]
+    b_out = _upsample(
+        p_mixed + i_n * bin_count * (KERNEL_SIZE * KERNEL_SIZE) * channels,
+        0,
+        bin_columns,
+        o_c,
+        channels,
+        channels,
+        1,
+        row,
+        o_w,
+        height,
+        width,
+        BINS,
+        KERNEL_SIZE,
+        ALIGN_CORNERS,
+    )
+    o_out = map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST)
+    m_out = (o_w < width)[:, None] & m_c[None, :]
+    b_out += tl.load(p_base + o_out, mask=m_out, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        b_out += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        # NaN stays, as in torch.
+        b_out = tl.where(b_out < 0.0, 0.0, b_out)
+    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def bwd_kernel(
+    p_grad,
+    p_grad_values,
+    map_channels,
+    first_channel,
+    channels,
+    height,
+    width_quotient,
+    bin_count,
+    batch,
+    BINS: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    SUM_LEVELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDTH_DIVISOR: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A program gathers for a row of bins of a level, over a block of columns of the map.
+
+    It reads the rows of the map that lie between the neighbouring rows of bins, so that a level
+    reads the map at most twice (once for one bin, 1.8 times for six), a tap's row at either side
+    aside. Programs of the same channels are neighbours: only the first read leaves the L2 cache.
+    """
+    # A product shows the compiler what divides the offset of every row.
+    width = width_quotient * WIDTH_DIVISOR
+    bin_rows = 0
+    for level in tl.static_range(len(BINS)):
+        bin_rows += BINS[level]
+    i_u, i_w, i_block, i_n = _locate(bin_rows, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C))
+    i_level, bins, first_bin, u = locate_axis_bins(i_u, BINS)
+    o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
+    o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    m_grad = (o_w < width)[:, None] & m_c[None, :]
+    o_map = o_c + first_channel
+    if not SUM_LEVELS:
+        o_map += i_level * channels
+
+    # Tap ky of row i has the weights of position i + ky - KERNEL_SIZE // 2.
+    b_here = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+    if KERNEL_SIZE == 3:
+        b_before = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+        b_behind = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+    begin, end = weighted_positions(u, height, bins, ALIGN_CORNERS)
+    begin = tl.maximum(begin - KERNEL_SIZE // 2, 0)
+    end = tl.minimum(end + KERNEL_SIZE // 2, height)
+    for row in tl.range(begin, end, num_stages=3):
+        o_grad = map_offsets(i_n, o_map, row, o_w, map_channels, height, width, CHANNELS_LAST)
+        b_grad = tl.load(p_grad + o_grad, mask=m_grad, other=0.0).to(tl.float32)
+        b_here += interpolation_weight(row, height, u, bins, ALIGN_CORNERS) * b_grad
+        if KERNEL_SIZE == 3:
+            b_before += interpolation_weight(row - 1, height, u, bins, ALIGN_CORNERS) * b_grad
+            b_behind += interpolation_weight(row + 1, height, u, bins, ALIGN_CORNERS) * b_grad
+
+    first_tap = ((i_w * batch + i_n) * bin_count + first_bin + u * bins) * KERNEL_SIZE * KERNEL_SIZE
+    for first_k in tl.range(0, bins * KERNEL_SIZE, _BLOCK_K, num_stages=1):
+        o_k = first_k + tl.arange(0, _BLOCK_K)
+        v = o_k // KERNEL_SIZE
+        kx = o_k % KERNEL_SIZE
+        j = o_w[None, :] + (kx - KERNEL_SIZE // 2)[:, None]
+        b_weight = interpolation_weight(j, width, v[:, None], bins, ALIGN_CORNERS)
+        o_tap = first_tap + v * (KERNEL_SIZE * KERNEL_SIZE) + kx
+        p_tap = p_grad_values + o_tap[:, None] * channels + o_c[None, :]
+        m_tap = (v < bins)[:, None] & m_c[None, :]
+        if KERNEL_SIZE == 3:
+            b_tap = tl.dot(b_weight, b_before, input_precision="ieee")
+            tl.store(p_tap, b_tap.to(p_tap.dtype.element_ty), mask=m_tap)
+            p_tap += KERNEL_SIZE * channels
+        b_tap = tl.dot(b_weight, b_here, input_precision="ieee")
+        tl.store(p_tap, b_tap.to(p_tap.dtype.element_ty), mask=m_tap)
+        if KERNEL_SIZE == 3:
+            b_tap = tl.dot(b_weight, b_behind, input_precision="ieee")
+            tl.store(p_tap + KERNEL_SIZE * channels, b_tap.to(p_tap.dtype.element_ty), mask=m_tap)
