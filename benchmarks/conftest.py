@@ -16,7 +16,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 ROUNDS = 15
-WARMUP_ROUNDS = 3
+WARMUP_ROUNDS = 2
 
 _rows: list[tuple[str, float, dict[str, float]]] = []
 
@@ -30,9 +30,12 @@ def device() -> torch.device:
 def compare(
     benchmark: BenchmarkFixture, request: pytest.FixtureRequest, device: torch.device
 ) -> Callable[..., None]:
-    """``compare(ours, {"eager": function, ...})`` measures functions without arguments."""
+    """``compare(ours, {"eager": function, ...})`` measures functions without arguments, those that
+    take a second each in fewer ``rounds``."""
 
-    def run(ours: Callable[[], object], peers: dict[str, Callable[[], object]]) -> None:
+    def run(
+        ours: Callable[[], object], peers: dict[str, Callable[[], object]], rounds: int = ROUNDS
+    ) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in peers}
 
         def finish(function: Callable[[], object]) -> None:
@@ -47,7 +50,7 @@ def compare(
                 seconds[name].append(time.perf_counter() - start)
 
         benchmark.pedantic(
-            finish, (ours,), setup=run_peers, rounds=ROUNDS, warmup_rounds=WARMUP_ROUNDS
+            finish, (ours,), setup=run_peers, rounds=rounds, warmup_rounds=WARMUP_ROUNDS
         )
         mine = benchmark.stats.stats.median
         medians = {name: statistics.median(s[WARMUP_ROUNDS:]) for name, s in seconds.items()}

@@ -8,21 +8,13 @@ the band's rows.
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .geometry import bin_edges, locate_bins, next_edge
-
-
-@triton.jit
-def _map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST: tl.constexpr):
-    """Offsets [columns, channels] of a row of a map [N, C, H, W]."""
-    if CHANNELS_LAST:
-        return ((i_n * height + row) * width + o_w)[:, None] * channels + o_c[None, :]
-    return ((i_n * channels + o_c) * height + row)[None, :] * width + o_w[:, None]
+from .geometry import bin_edges, locate_bins, map_offsets, next_edge
+from .launch import column_block, dense, empty_map, width_divisor
 
 
 @triton.jit
@@ -71,7 +63,7 @@ def _fwd_kernel(
             end = next_edge(row, height, BINS)
             b_band = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
             for r in tl.range(row, end, num_stages=3):
-                o_x = _map_offsets(i_n, o_c, r, o_w, channels, height, width, CHANNELS_LAST)
+                o_x = map_offsets(i_n, o_c, r, o_w, channels, height, width, CHANNELS_LAST)
                 b_band += tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
             m_rows = (row_begin <= row) & (row < row_end)
             first = 0
@@ -134,7 +126,7 @@ def _bwd_kernel(
                 first += bins * bins
             b_grad_x = b_band.to(p_grad_x.dtype.element_ty)
             for r in range(row, end):
-                o_x = _map_offsets(i_n, o_c, r, o_w, channels, height, width, CHANNELS_LAST)
+                o_x = map_offsets(i_n, o_c, r, o_w, channels, height, width, CHANNELS_LAST)
                 tl.store(p_grad_x + o_x, b_grad_x, mask=m_x)
             row = end
 
@@ -144,15 +136,12 @@ def _blocks(batch: int, channels: int, width: int, channels_last: bool) -> tuple
     # 64 or 128 consecutive bytes where channels are consecutive in memory; fewer channels where
     # programs of 32 would not fill a large GPU.
     block_c = 32 if channels_last and batch * channels >= 32 * 256 else 16
-    block_w = 16 if width <= 16 else 32 if width <= 32 else 64
-    return block_c, block_w, next(d for d in (16, 8, 4, 2, 1) if width % d == 0)
+    return block_c, column_block(width), width_divisor(width)
 
 
 def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
     """All adaptive average pools of x ``[N, C, H, W]``: ``[N, C, S]``, in memory as x is."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    if not channels_last:
-        x = x.contiguous()
+    x, channels_last = dense(x)
     batch, channels, height, width = x.shape
     bin_count = sum(b * b for b in bins)
     if channels_last:
@@ -188,10 +177,9 @@ def pyramid_pool_backward(
     batch, channels, bin_count = grad.shape
     if channels_last:
         grad = grad.transpose(1, 2).contiguous()
-        grad_x = grad.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
     else:
         grad = grad.contiguous()
-        grad_x = grad.new_empty((batch, channels, height, width))
+    grad_x = empty_map(grad, (batch, channels, height, width), channels_last)
     block_c, block_w, divisor = _blocks(batch, channels, width, channels_last)
     grid = (batch * -(-channels // block_c),)
     wrap_triton(_bwd_kernel)[grid](

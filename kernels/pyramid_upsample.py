@@ -7,42 +7,19 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
+from .launch import column_block, dense, empty_map, width_divisor
 from .pyramid_upsample_kernels import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
 
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def _new_map(x: Tensor, channels: int, channels_last: bool) -> Tensor:
-    batch, _, height, width = x.shape
-    if channels_last:
-        return x.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
-    return x.new_empty((batch, channels, height, width))
+# Channels of a program at most. Forward, channels share the weights of the columns: as many as
+# registers allow, 64 columns of floats being 32 of 128 threads' each. Backward, a program has three
+# such blocks, of which the loads of the next two rows are in shared memory.
+_FORWARD_CHANNELS = 64
+_BACKWARD_CHANNELS = 32
 
 
-def _block_w(width: int) -> int:
-    return 16 if width <= 16 else 32 if width <= 32 else 64
-
-
-def _block_c(channels: int, most: int) -> int:
+def _channel_block(channels: int, most: int) -> int:
+    # tl.dot takes 16 or more.
     return min(most, max(16, triton.next_power_of_2(channels)))
-
-
-def _width_divisor(width: int) -> int:
-    """The power of two that divides every row's offset."""
-    return next(d for d in (16, 8, 4, 2, 1) if width % d == 0)
-
-
-def _forward_blocks(channels: int, width: int, channels_last: bool) -> tuple[int, int]:
-    """Columns and channels of a program: as wide as registers allow, since the columns share the
-    mixed values and the channels the weights."""
-    return _block_w(width), _block_c(channels, 64)
-
-
-def _backward_blocks(channels: int, width: int, channels_last: bool) -> tuple[int, int]:
-    """Columns and channels of a program, which has three of these blocks in registers."""
-    return _block_w(width), _block_c(channels, 32)
 
 
 def pyramid_concat_forward(
@@ -50,17 +27,16 @@ def pyramid_concat_forward(
 ) -> Tensor:
     """x ``[N, C, H, W]`` and every level of priors ``[N, R, S]`` upsampled to it:
     ``[N, C + L * R, H, W]``, in memory as x is."""
-    channels_last = _is_channels_last(x)
-    if not channels_last:
-        x = x.contiguous()
+    x, channels_last = dense(x)
     batch, copied_channels, height, width = x.shape
     channels = priors.shape[1]
-    out = _new_map(x, copied_channels + len(bins) * channels, channels_last)
+    out_channels = copied_channels + len(bins) * channels
+    out = empty_map(x, (batch, out_channels, height, width), channels_last)
     if out.numel() == 0:
         return out
-    block_w, block_c = _forward_blocks(channels, width, channels_last)
+    block_w, block_c = column_block(width), _channel_block(channels, _FORWARD_CHANNELS)
     channel_blocks = -(-copied_channels // block_c) + len(bins) * -(-channels // block_c)
-    divisor = _width_divisor(width)
+    divisor = width_divisor(width)
     wrap_triton(concat_fwd_kernel)[(batch * channel_blocks * -(-width // block_w) * height,)](
         x,
         priors,
@@ -90,15 +66,13 @@ def pyramid_upsample_add_forward(
 ) -> Tensor:
     """base ``[N, O, H, W]`` plus bias ``[O]`` plus, over all levels and taps, mixed
     ``[N, S, k, k, O]`` upsampled and shifted by the tap; in memory as base is."""
-    channels_last = _is_channels_last(base)
-    if not channels_last:
-        base = base.contiguous()
+    base, channels_last = dense(base)
     batch, channels, height, width = base.shape
-    out = _new_map(base, channels, channels_last)
+    out = empty_map(base, (batch, channels, height, width), channels_last)
     if out.numel() == 0:
         return out
-    block_w, block_c = _forward_blocks(channels, width, channels_last)
-    divisor = _width_divisor(width)
+    block_w, block_c = column_block(width), _channel_block(channels, _FORWARD_CHANNELS)
+    divisor = width_divisor(width)
     grid = (batch * -(-channels // block_c) * -(-width // block_w) * height,)
     wrap_triton(add_fwd_kernel)[grid](
         base,
@@ -132,21 +106,19 @@ def _backward(
     dtype: torch.dtype,
 ) -> Tensor:
     """Gradient ``[N, S, k, k, channels]`` of the values that were upsampled to the last channels."""
-    channels_last = _is_channels_last(grad)
-    if not channels_last:
-        grad = grad.contiguous()
+    grad, channels_last = dense(grad)
     batch, map_channels, height, width = grad.shape
     bin_count = sum(b * b for b in bins)
     shape = (batch, bin_count, kernel_size, kernel_size, channels)
     if batch * channels == 0:
         return grad.new_empty(shape, dtype=dtype)
-    block_w, block_c = _backward_blocks(channels, width, channels_last)
+    block_w, block_c = column_block(width), _channel_block(channels, _BACKWARD_CHANNELS)
     column_blocks = -(-width // block_w)
     # Programs of other columns write sums of their own, which are added here.
     grad_values = grad.new_empty(
         (column_blocks, *shape), dtype=dtype if column_blocks == 1 else torch.float32
     )
-    divisor = _width_divisor(width)
+    divisor = width_divisor(width)
     grid = (batch * -(-channels // block_c) * column_blocks * sum(bins),)
     wrap_triton(bwd_kernel)[grid](
         grad,

@@ -54,24 +54,25 @@ def _upsample(
     """[columns, channels] of a row of the map: the sum over columns of bins, which are counted over
     all levels, of an image's values."""
     b_sum = tl.zeros([o_w.shape[0], o_c.shape[0]], tl.float32)
+    o_value = (o_c * channel_stride)[None, :]
+    # Taps beside the map are zero.
+    first_i = tl.maximum(row - KERNEL_SIZE // 2, 0)
+    end_i = tl.minimum(row + KERNEL_SIZE // 2 + 1, height)
     end_k = end_bin_column * KERNEL_SIZE
     # Few rounds, short of registers: not worth a pipeline.
     for first_k in tl.range(first_bin_column * KERNEL_SIZE, end_k, _BLOCK_K, num_stages=1):
         o_k = first_k + tl.arange(0, _BLOCK_K)
         kx = o_k % KERNEL_SIZE
         _, bins, first_bin, v = locate_axis_bins(o_k // KERNEL_SIZE, BINS)
+        m_value = (o_k < end_k)[:, None] & (o_c < channels)[None, :]
         b_mixed = tl.zeros([_BLOCK_K, o_c.shape[0]], tl.float32)
-        for ky in tl.static_range(KERNEL_SIZE):
-            i = row + ky - KERNEL_SIZE // 2
-            m_k = o_k < tl.where((i >= 0) & (i < height), end_k, 0)
-            m_value = m_k[:, None] & (o_c < channels)[None, :]
-            i = tl.minimum(tl.maximum(i, 0), height - 1)
+        for i in tl.range(first_i, end_i, num_stages=1):
+            ky = i - row + KERNEL_SIZE // 2
             low, high, weight = interpolation_tap(i, height, bins, ALIGN_CORNERS)
             low_tap = ((first_bin + low * bins + v) * KERNEL_SIZE + ky) * KERNEL_SIZE + kx
             high_tap = ((first_bin + high * bins + v) * KERNEL_SIZE + ky) * KERNEL_SIZE + kx
             p_low = p_image + low_tap.to(tl.int64)[:, None] * tap_stride
             p_high = p_image + high_tap.to(tl.int64)[:, None] * tap_stride
-            o_value = (o_c * channel_stride)[None, :]
             b_low = tl.load(p_low + o_value, mask=m_value, other=0.0).to(tl.float32)
             b_high = tl.load(p_high + o_value, mask=m_value, other=0.0).to(tl.float32)
             b_mixed += (1.0 - weight)[:, None] * b_low + weight[:, None] * b_high
@@ -204,6 +205,12 @@ def add_fwd_kernel(
 
 
 @triton.jit
+def _store_sums(p_sums, b_weight, b_rows, m_sums):
+    b_sums = tl.dot(b_weight, b_rows, input_precision="ieee")
+    tl.store(p_sums, b_sums.to(p_sums.dtype.element_ty), mask=m_sums)
+
+
+@triton.jit
 def bwd_kernel(
     p_grad,
     p_grad_values,
@@ -260,22 +267,19 @@ def bwd_kernel(
             b_before += interpolation_weight(row - 1, height, u, bins, ALIGN_CORNERS) * b_grad
             b_behind += interpolation_weight(row + 1, height, u, bins, ALIGN_CORNERS) * b_grad
 
-    first_tap = ((i_w * batch + i_n) * bin_count + first_bin + u * bins) * KERNEL_SIZE * KERNEL_SIZE
+    first_tap = (i_w * batch + i_n) * bin_count + first_bin + u * bins
+    p_taps = p_grad_values + first_tap * (KERNEL_SIZE * KERNEL_SIZE) * channels + o_c[None, :]
     for first_k in tl.range(0, bins * KERNEL_SIZE, _BLOCK_K, num_stages=1):
         o_k = first_k + tl.arange(0, _BLOCK_K)
         v = o_k // KERNEL_SIZE
         kx = o_k % KERNEL_SIZE
         j = o_w[None, :] + (kx - KERNEL_SIZE // 2)[:, None]
         b_weight = interpolation_weight(j, width, v[:, None], bins, ALIGN_CORNERS)
-        o_tap = first_tap + v * (KERNEL_SIZE * KERNEL_SIZE) + kx
-        p_tap = p_grad_values + o_tap[:, None] * channels + o_c[None, :]
+        p_tap = p_taps + (v * (KERNEL_SIZE * KERNEL_SIZE) + kx).to(tl.int64)[:, None] * channels
         m_tap = (v < bins)[:, None] & m_c[None, :]
         if KERNEL_SIZE == 3:
-            b_tap = tl.dot(b_weight, b_before, input_precision="ieee")
-            tl.store(p_tap, b_tap.to(p_tap.dtype.element_ty), mask=m_tap)
+            _store_sums(p_tap, b_weight, b_before, m_tap)
             p_tap += KERNEL_SIZE * channels
-        b_tap = tl.dot(b_weight, b_here, input_precision="ieee")
-        tl.store(p_tap, b_tap.to(p_tap.dtype.element_ty), mask=m_tap)
+        _store_sums(p_tap, b_weight, b_here, m_tap)
         if KERNEL_SIZE == 3:
-            b_tap = tl.dot(b_weight, b_behind, input_precision="ieee")
-            tl.store(p_tap + KERNEL_SIZE * channels, b_tap.to(p_tap.dtype.element_ty), mask=m_tap)
+            _store_sums(p_tap + KERNEL_SIZE * channels, b_weight, b_behind, m_tap)

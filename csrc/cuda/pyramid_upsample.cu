@@ -3,12 +3,35 @@
 #include <algorithm>
 
 #include "pyramid_upsample_backward.h"
+#include "pyramid_upsample_copy.h"
 #include "pyramid_upsample_forward.h"
 
 namespace pspfast::cuda {
 namespace {
 
-unsigned grid_size(const UpsamplePlan& plan) { return static_cast<unsigned>(std::min(plan.blocks, kMaxGridX)); }
+unsigned grid_size(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMaxGridX)); }
+
+template <typename Word>
+void launch_copy(const void* from, void* to, int64_t rows, int64_t row_words, int64_t to_stride, cudaStream_t stream) {
+  const int64_t words = rows * row_words;
+  PSPFAST_LAUNCH(copy_rows_kernel<Word>, grid_size(ceil_div(words, kCopyThreads * kCopyBatch)), kCopyThreads, 0, stream,
+                 static_cast<const Word*>(from), static_cast<Word*>(to), words, row_words, to_stride);
+}
+
+// Copies the map's first channels: of every pixel or of every image, they are one run of memory.
+template <typename T>
+void copy_channels(const PyramidUpsampleParams& params, const void* from, void* map, cudaStream_t stream) {
+  const int64_t area = params.height * params.width;
+  const int64_t rows = params.batch * (params.channels_last ? area : 1);
+  const int64_t row = params.first_channel * (params.channels_last ? 1 : area);
+  const int64_t stride = params.map_channels * (params.channels_last ? 1 : area);
+  constexpr int kSize = kVectorSize<T>;
+  if (row % kSize == 0 && stride % kSize == 0 && is_vector_aligned(from) && is_vector_aligned(map)) {
+    launch_copy<uint4>(from, map, rows, row / kSize, stride / kSize, stream);
+  } else {
+    launch_copy<T>(from, map, rows, row, stride, stream);
+  }
+}
 
 struct Forward {
   const PyramidUpsampleEpilogue& epilogue;
@@ -16,16 +39,17 @@ struct Forward {
   void* map;
 
   bool is_aligned() const {
-    return is_vector_aligned(epilogue.base) && is_vector_aligned(epilogue.bias) && is_vector_aligned(epilogue.copied) &&
-           is_vector_aligned(values) && is_vector_aligned(map);
+    return is_vector_aligned(epilogue.base) && is_vector_aligned(values) && is_vector_aligned(map);
   }
 
   template <typename T, int Size, bool ChannelsLast>
   void launch(const PyramidUpsampleParams& params, cudaStream_t stream) const {
-    const UpsamplePlan plan = make_fwd_plan<Size, ChannelsLast>(params, epilogue.copied != nullptr);
+    if (epilogue.copied && params.first_channel > 0) copy_channels<T>(params, epilogue.copied, map, stream);
+    const UpsamplePlan plan = make_fwd_plan<Size, ChannelsLast>(params);
     const auto kernel = upsample_fwd_kernel<T, Size, ChannelsLast>;
-    PSPFAST_LAUNCH(kernel, grid_size(plan), kUpsampleThreads, fwd_bytes(params, plan, Size), stream, params, plan,
-                   epilogue, values, static_cast<T*>(map));
+    PSPFAST_LAUNCH(kernel, grid_size(plan.blocks), kUpsampleThreads, fwd_bytes(params, plan, Size), stream, params,
+                   plan, static_cast<const T*>(epilogue.base), static_cast<const T*>(epilogue.bias), epilogue.relu,
+                   values, static_cast<T*>(map));
   }
 
   template <typename T>
@@ -44,8 +68,8 @@ struct Backward {
   void launch(const PyramidUpsampleParams& params, cudaStream_t stream) const {
     const UpsamplePlan plan = make_bwd_plan<T, Size, ChannelsLast>(params);
     const auto kernel = upsample_bwd_kernel<T, Size, ChannelsLast>;
-    PSPFAST_LAUNCH(kernel, grid_size(plan), kUpsampleThreads, (bwd_bytes<T, Size, ChannelsLast>(params, plan)), stream,
-                   params, plan, static_cast<const T*>(grad_map), grad_values);
+    PSPFAST_LAUNCH(kernel, grid_size(plan.blocks), kUpsampleThreads, (bwd_bytes<T, Size, ChannelsLast>(params, plan)),
+                   stream, params, plan, static_cast<const T*>(grad_map), grad_values);
   }
 
   template <typename T>

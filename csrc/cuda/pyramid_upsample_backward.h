@@ -7,35 +7,26 @@
 
 namespace pspfast::cuda {
 
-// Loads of a thread in flight.
-constexpr int kGradBatch = 4;
-
-inline int64_t bwd_sum_bytes(const PyramidUpsampleParams& params, const UpsamplePlan& plan, int size) {
-  return plan.rows * entry_count(params) * plan.lanes * size * int64_t{sizeof(float)};
-}
-
 // Contiguous maps are copied to shared memory first, channels innermost.
 template <typename T, int Size, bool ChannelsLast>
 int64_t bwd_bytes(const PyramidUpsampleParams& params, const UpsamplePlan& plan) {
-  const int64_t tile_bytes = ChannelsLast ? 0 : int64_t{plan.rows} * plan.cols * plan.lanes * Size * sizeof(T);
-  return plan.tap_bytes + bwd_sum_bytes(params, plan, Size) + tile_bytes;
+  const int64_t sum_bytes = entry_count(params) * int64_t{sizeof(float)};
+  const int64_t tile_bytes = ChannelsLast ? 0 : plan.cols * int64_t{sizeof(T)};
+  return plan.tap_bytes + plan.rows * plan.lanes * Size * (sum_bytes + tile_bytes);
 }
 
 template <typename T, int Size, bool ChannelsLast>
 UpsamplePlan make_bwd_plan(const PyramidUpsampleParams& params) {
   UpsamplePlan plan{};
-  // As in the forward; a tile of a contiguous map has kPlaneChannels.
-  plan.lanes = !ChannelsLast ? kPlaneChannels / Size : Size > 1 ? 8 : kWarpSize;
-  const int least = !ChannelsLast ? plan.lanes : Size > 1 ? 2 : 8;
-  for (;; plan.lanes /= 2) {
-    plan.chunks = ceil_div(params.channels, plan.lanes * Size);
-    plan.blocks = params.batch * group_count(params) * plan.chunks;
-    if (plan.lanes > least && plan.blocks < kEnoughUpsampleBlocks) continue;
+  for (plan.lanes = kMostLanes<Size, ChannelsLast>;; plan.lanes /= 2) {
+    cut_channels(params, plan.lanes * Size, plan);
+    plan.blocks = params.batch * plan.shares;
+    if (plan.lanes > kLeastLanes<Size, ChannelsLast> && plan.blocks < kEnoughUpsampleBlocks) continue;
     // As many as give every thread a row and a kernel column of a level.
-    const int tasks = (params.sum_levels ? params.levels : 1) * params.kernel_size * plan.lanes;
+    const int tasks = plan.levels * params.kernel_size * plan.lanes;
     plan.rows = static_cast<int>(std::min<int64_t>(params.height, std::max(1, kUpsampleThreads / tasks)));
     for (;; plan.rows = (plan.rows + 1) / 2) {
-      complete_plan(params, 1, plan);
+      cut_image(params, plan);
       if (bwd_bytes<T, Size, ChannelsLast>(params, plan) <= kMaxSharedBytes) return plan;
       if (plan.rows == 1) break;
     }
@@ -84,19 +75,19 @@ struct GradTile {
   int row, col, rows, cols;
 };
 
-// tile [rows, cols, channels of the block] of contiguous planes; `planes` is the block's first, of which there are
-// `channels`.
+// tile [rows, cols, channels of the block] of contiguous planes; `pixels` are its first pixel at the block's first
+// channel.
 template <typename T, int Size>
-__device__ inline void load_tile(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const GradTile& at,
-                                 const T* __restrict__ planes, int channels, T* tile) {
+__device__ inline void load_tile(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
+                                 const GradTile& at, const T* __restrict__ pixels, T* tile) {
   for (int task = threadIdx.x; task < at.rows * at.cols; task += kUpsampleThreads) {
-    const T* pixel = planes + (at.row + task / at.cols) * params.width + at.col + task % at.cols;
+    const T* pixel = pixels + task / at.cols * params.width + task % at.cols;
     for (int lane = 0; lane < plan.lanes; ++lane) {
       Vector<T, Size> vector{};
 #pragma unroll
       for (int i = 0; i < Size; ++i) {
         const int channel = lane * Size + i;
-        if (channel < channels) vector.data[i] = pixel[channel * params.height * params.width];
+        if (channel < share.channels) vector.data[i] = pixel[channel * params.height * params.width];
       }
       store<false>(tile + (task * plan.lanes + lane) * Size, vector);
     }
@@ -104,23 +95,22 @@ __device__ inline void load_tile(const PyramidUpsampleParams& params, const Upsa
 }
 
 // sums [rows, entries, channels of the block] sums columns, those of earlier tiles of the band included. `pixels` are
-// the tile's first pixel at the block's first channel, of which there are `channels` left.
+// the tile's first pixel at the block's first channel.
 template <typename T, int Size, typename Stride>
-__device__ inline void sum_columns(const PyramidUpsampleParams& params, const UpsamplePlan& plan,
-                                   const LevelRange& range, const GradTile& at, const AxisTap* col_taps,
-                                   const T* pixels, Stride row_stride, Stride col_stride, int channels,
-                                   float* sums) {
+__device__ inline void sum_columns(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
+                                   const GradTile& at, const AxisTap* col_taps, const T* pixels, Stride row_stride,
+                                   Stride col_stride, float* sums) {
   const int k = params.kernel_size;
   const int block_channels = plan.lanes * Size;
   const int bin_stride = k * block_channels;
   for (int task = threadIdx.x; task < at.rows * plan.levels * k * plan.lanes; task += kUpsampleThreads) {
     const int within = task % plan.lanes * Size;
-    if (within >= channels) continue;
+    if (within >= share.channels) continue;
     const int kx = task / plan.lanes % k;
     const int level = task / (plan.lanes * k) % plan.levels;
     const int row = task / (plan.lanes * k * plan.levels);
-    const int bins = params.bins[range.begin + level];
-    const int first_bin = row * range.axis_bins + params.axis_offset[range.begin + level] - range.axis_begin;
+    const int bins = params.bins[share.begin + level];
+    const int first_bin = row * share.axis_bins + params.axis_offset[share.begin + level] - share.axis_begin;
     float* to = sums + (first_bin * k + kx) * block_channels + within;
     if (at.col == 0) {
       for (int bin = 0; bin < bins; ++bin) {
@@ -131,15 +121,15 @@ __device__ inline void sum_columns(const PyramidUpsampleParams& params, const Up
     const T* from = pixels + row * row_stride + within;
     const AxisTap* taps = col_taps + level * plan.col_stride + kx;
     Sinks<Size, false> sinks;
-    for (int col = 0; col < at.cols; col += kGradBatch) {
-      Vector<T, Size> batch[kGradBatch];
+    for (int col = 0; col < at.cols; col += kPixels) {
+      Vector<T, Size> batch[kPixels];
 #pragma unroll
-      for (int i = 0; i < kGradBatch; ++i) {
+      for (int i = 0; i < kPixels; ++i) {
         if (col + i < at.cols) batch[i] = load<Size>(from);
         from += col_stride;
       }
 #pragma unroll
-      for (int i = 0; i < kGradBatch; ++i) {
+      for (int i = 0; i < kPixels; ++i) {
         if (col + i < at.cols) sinks.add(taps[col + i], batch[i], to, bin_stride, bins);
       }
     }
@@ -150,18 +140,17 @@ __device__ inline void sum_columns(const PyramidUpsampleParams& params, const Up
 // Adds the sums of a band to the output, where they belong to the same thread in every band. `grad_values` are the
 // image's at the block's first channel.
 template <int Size, int Width>
-__device__ inline void sum_rows(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const LevelRange& range,
-                                const GradTile& at, const AxisTap* row_taps, const float* sums, int channels,
-                                float* grad_values) {
+__device__ inline void sum_rows(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
+                                const GradTile& at, const AxisTap* row_taps, const float* sums, float* grad_values) {
   const int k = params.kernel_size;
-  const int entries = range.axis_bins * k;
+  const int entries = share.axis_bins * k;
   const int block_channels = plan.lanes * Size;
   const int columns = block_channels / Width;
   for (int task = threadIdx.x; task < entries * columns; task += kUpsampleThreads) {
     const int within = task % columns * Width;
-    if (within >= channels) continue;
+    if (within >= share.channels) continue;
     const int e = task / columns;
-    const Entry entry = entry_at(params, range, e);
+    const Entry entry = entry_at(params, share, e);
     float* to = grad_values + entry.offset + within;
     const AxisTap* taps = row_taps + entry.level * plan.row_stride;
     for (int ky = 0; ky < k; ++ky, to += k * params.channels) {
@@ -190,38 +179,32 @@ __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
   const int height = static_cast<int>(params.height);
   const int width = static_cast<int>(params.width);
   for (int64_t block = blockIdx.x; block < plan.blocks; block += gridDim.x) {
-    const int64_t groups = group_count(params);
-    const int64_t group = block / plan.chunks % groups;
-    const int64_t image = block / plan.chunks / groups;
-    const int64_t channel = block % plan.chunks * block_channels;
-    const int channels = static_cast<int>(min(int64_t{block_channels}, params.channels - channel));
-    const int64_t map_channel = params.first_channel + group * params.channels + channel;
-    const LevelRange range(params, group);
-    T* tile = reinterpret_cast<T*>(sums + plan.rows * range.axis_bins * params.kernel_size * block_channels);
-    float* image_values =
-        grad_values + image * params.bin_count * params.kernel_size * params.kernel_size * params.channels + channel;
+    const Share share(params, plan, block % plan.shares, block_channels);
+    const int64_t image = block / plan.shares;
+    T* tile = reinterpret_cast<T*>(sums + plan.rows * share.axis_bins * params.kernel_size * block_channels);
+    float* image_values = grad_values +
+                          image * params.bin_count * params.kernel_size * params.kernel_size * params.channels +
+                          share.channel;
     GradTile at{};
     for (at.row = 0; at.row < height; at.row += plan.rows) {
       at.rows = min(plan.rows, height - at.row);
-      fill_taps(params, range, at.row, height, plan.row_stride, row_taps);
+      fill_taps(params, share, at.row, height, plan.row_stride, row_taps);
       for (at.col = 0; at.col < width; at.col += plan.cols) {
         at.cols = min(plan.cols, width - at.col);
-        fill_taps(params, range, at.col, width, plan.col_stride, col_taps);
+        fill_taps(params, share, at.col, width, plan.col_stride, col_taps);
+        const T* pixels = grad_map + first_element<ChannelsLast>(params, share, image, at.row, at.col);
         if constexpr (ChannelsLast) {
           __syncthreads();
-          const T* pixels = grad_map + ((image * height + at.row) * width + at.col) * params.map_channels + map_channel;
-          sum_columns<T, Size>(params, plan, range, at, col_taps, pixels, params.width * params.map_channels,
-                               params.map_channels, channels, sums);
+          sum_columns<T, Size>(params, plan, share, at, col_taps, pixels, params.width * params.map_channels,
+                               params.map_channels, sums);
         } else {
-          load_tile<T, Size>(params, plan, at, grad_map + (image * params.map_channels + map_channel) * height * width,
-                             channels, tile);
+          load_tile<T, Size>(params, plan, share, at, pixels, tile);
           __syncthreads();
-          sum_columns<T, Size>(params, plan, range, at, col_taps, tile, at.cols * block_channels, block_channels,
-                               channels, sums);
+          sum_columns<T, Size>(params, plan, share, at, col_taps, tile, at.cols * block_channels, block_channels, sums);
         }
         __syncthreads();
       }
-      sum_rows<Size, kValueWidth<Size, ChannelsLast>>(params, plan, range, at, row_taps, sums, channels, image_values);
+      sum_rows<Size, kValueWidth<Size, ChannelsLast>>(params, plan, share, at, row_taps, sums, image_values);
       __syncthreads();
     }
   }

@@ -11,10 +11,13 @@
 namespace pspfast::cuda {
 
 constexpr int kUpsampleThreads = 256;
-// Resident on a multiprocessor: leaves a thread 80 registers.
-constexpr int kUpsampleBlocks = 3;
+// Resident on a multiprocessor: leaves a thread 128 registers.
+constexpr int kUpsampleBlocks = 2;
 // Columns of a tile at most: bounds the tables of taps.
 constexpr int kTileCols = 128;
+// Neighbouring pixels of a row that a thread takes together on channels_last maps: they share most of their sources,
+// and as many loads are in flight. Divides the columns of a tile.
+constexpr int kPixels = 4;
 // Channels of a block on contiguous maps: a sector of the values, whose channels are innermost.
 constexpr int kPlaneChannels = 8;
 // Blocks below which a block takes less: a few for each multiprocessor of a large GPU.
@@ -25,6 +28,17 @@ template <int Size>
 constexpr int kSharedWidth = std::min(Size, 4);
 template <int Size, bool ChannelsLast>
 constexpr int kValueWidth = ChannelsLast ? kSharedWidth<Size> : 1;
+
+// Lanes of a block along channels, Size of them each. channels_last: 128 consecutive bytes with 16 a lane, 64 or 128
+// with single elements, and at least a sector of 32, or 16 of single elements.
+template <int Size, bool ChannelsLast>
+constexpr int kMostLanes = !ChannelsLast ? kPlaneChannels / Size
+                           : Size > 1    ? 8
+                                         : kWarpSize;
+template <int Size, bool ChannelsLast>
+constexpr int kLeastLanes = !ChannelsLast ? kPlaneChannels / Size
+                            : Size > 1    ? 2
+                                          : 8;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -39,8 +53,8 @@ struct alignas(8) AxisTap {
 // and of one where they are not, and `rows` x `cols` pixels at a time.
 struct UpsamplePlan {
   int64_t blocks;
-  int64_t chunks;        // of channels, a level
-  int64_t copy_chunks;   // forward: of the channels that are copied
+  int64_t chunks;        // of a level's channels
+  int64_t shares;        // chunks of all levels
   int64_t bands, tiles;  // of rows and of columns, an image
   int lanes, rows, cols;
   int levels;                  // of a block
@@ -48,9 +62,7 @@ struct UpsamplePlan {
   int tap_bytes;
 };
 
-inline PSPFAST_HOST_DEVICE int64_t group_count(const PyramidUpsampleParams& params) {
-  return params.sum_levels ? 1 : params.levels;
-}
+inline int levels_of_block(const PyramidUpsampleParams& params) { return params.sum_levels ? params.levels : 1; }
 
 // Floats that a row of a tile takes for each channel: one for every bin along an axis and every column of the kernel.
 inline int64_t entry_count(const PyramidUpsampleParams& params) {
@@ -59,37 +71,60 @@ inline int64_t entry_count(const PyramidUpsampleParams& params) {
   return int64_t{bins} * params.kernel_size;
 }
 
-// Evens out the tiles, of at most `rows` rows, and lays out their taps; `pixels` of a row are taken together.
-inline void complete_plan(const PyramidUpsampleParams& params, int pixels, UpsamplePlan& plan) {
+// Cuts the channels into blocks of `block_channels`.
+inline void cut_channels(const PyramidUpsampleParams& params, int block_channels, UpsamplePlan& plan) {
+  plan.levels = levels_of_block(params);
+  plan.chunks = ceil_div(params.channels, block_channels);
+  plan.shares = plan.chunks * (params.levels / plan.levels);
+}
+
+// Cuts an image into tiles of at most plan.rows rows, evenly, and lays out their taps.
+inline void cut_image(const PyramidUpsampleParams& params, UpsamplePlan& plan) {
   plan.bands = ceil_div(params.height, plan.rows);
   plan.rows = static_cast<int>(ceil_div(params.height, plan.bands));
   plan.tiles = ceil_div(params.width, kTileCols);
-  plan.cols = static_cast<int>(ceil_div(params.width, plan.tiles));
-  plan.levels = params.sum_levels ? params.levels : 1;
+  plan.cols = static_cast<int>(round_up(ceil_div(params.width, plan.tiles), kPixels));
   plan.row_stride = plan.rows + params.kernel_size - 1;
-  plan.col_stride = static_cast<int>(round_up(plan.cols, pixels)) + params.kernel_size - 1;
+  plan.col_stride = plan.cols + params.kernel_size - 1;
   const int64_t taps = int64_t{plan.levels} * (plan.row_stride + plan.col_stride);
   plan.tap_bytes = static_cast<int>(round_up(taps * sizeof(AxisTap), kVectorBytes));
 }
 
-// The levels of a block.
-struct LevelRange {
-  int begin, end;
-  int axis_begin, axis_bins;  // bins along an axis, counted as in axis_offset
+// The levels and channels of a block.
+struct Share {
+  int begin, end;             // levels
+  int axis_begin, axis_bins;  // their bins along an axis, counted as in axis_offset
+  int64_t channel;            // first, of the values
+  int64_t map_channel;        // first, of the map
+  int channels;               // how many
 
-  __device__ LevelRange(const PyramidUpsampleParams& params, int64_t group)
-      : begin(static_cast<int>(group)),
-        end(params.sum_levels ? params.levels : begin + 1),
+  __device__ Share(const PyramidUpsampleParams& params, const UpsamplePlan& plan, int64_t share, int block_channels)
+      : begin(static_cast<int>(share / plan.chunks)),
+        end(begin + plan.levels),
         axis_begin(params.axis_offset[begin]),
-        axis_bins(params.sum_levels ? params.axis_bins : params.bins[begin]) {}
+        axis_bins(params.sum_levels ? params.axis_bins : params.bins[begin]),
+        channel(share % plan.chunks * block_channels),
+        map_channel(params.first_channel + begin * params.channels + channel),
+        channels(static_cast<int>(min(int64_t{block_channels}, params.channels - channel))) {}
 };
 
+// Of the map, at a pixel and the block's first channel.
+template <bool ChannelsLast>
+__device__ inline int64_t first_element(const PyramidUpsampleParams& params, const Share& share, int64_t image, int row,
+                                        int col) {
+  if constexpr (ChannelsLast) {
+    return ((image * params.height + row) * params.width + col) * params.map_channels + share.map_channel;
+  } else {
+    return ((image * params.map_channels + share.map_channel) * params.height + row) * params.width + col;
+  }
+}
+
 // Taps [levels, stride] of positions from `first` on, the kernel's reach before it included.
-__device__ inline void fill_taps(const PyramidUpsampleParams& params, const LevelRange& range, int first, int size,
+__device__ inline void fill_taps(const PyramidUpsampleParams& params, const Share& share, int first, int size,
                                  int stride, AxisTap* taps) {
   const int begin = first - params.kernel_size / 2;
-  for (int task = threadIdx.x; task < (range.end - range.begin) * stride; task += kUpsampleThreads) {
-    const int level = range.begin + task / stride;
+  for (int task = threadIdx.x; task < (share.end - share.begin) * stride; task += kUpsampleThreads) {
+    const int level = share.begin + task / stride;
     const int position = begin + task % stride;
     AxisTap axis_tap{-1, 0.f};
     if (0 <= position && position < size) {
@@ -108,13 +143,13 @@ struct Entry {
   int64_t stride;  // between bin rows
 };
 
-__device__ inline Entry entry_at(const PyramidUpsampleParams& params, const LevelRange& range, int entry) {
+__device__ inline Entry entry_at(const PyramidUpsampleParams& params, const Share& share, int entry) {
   const int k = params.kernel_size;
-  const int axis_bin = range.axis_begin + entry / k;
-  int level = range.begin;
-  while (level + 1 < range.end && axis_bin >= params.axis_offset[level + 1]) ++level;
+  const int axis_bin = share.axis_begin + entry / k;
+  int level = share.begin;
+  while (level + 1 < share.end && axis_bin >= params.axis_offset[level + 1]) ++level;
   const int v = axis_bin - params.axis_offset[level];
-  return {level - range.begin, params.bins[level], params.value_index(level, 0, v, 0, entry % k) * params.channels,
+  return {level - share.begin, params.bins[level], params.value_index(level, 0, v, 0, entry % k) * params.channels,
           int64_t{params.bins[level]} * k * k * params.channels};
 }
 

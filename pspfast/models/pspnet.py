@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pspfast.models.pyramid import PyramidPooling
+from pspfast.models.pyramid import PyramidConv2d, PyramidHead, PyramidPriors
 from pspfast.models.resnet import Dilation, Stem, load_imagenet_weights, make_backbone
 
 
@@ -82,17 +82,21 @@ class PSPNet(nn.Module):
             load_imagenet_weights(stages, pretrained)
         self.layer0, self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
-        aux_in_channels = channels // 2
+        conv: nn.Conv2d
         if use_ppm:
             if not bins or channels % len(bins):
                 raise ValueError(
                     f"PSPNet: bins: expected a number of levels that divides {channels}, "
                     f"the channels of layer4, got {tuple(bins)}"
                 )
-            self.ppm = PyramidPooling(channels, channels // len(bins), bins, align_corners)
-            channels *= 2
-        self.cls = _classifier(channels, head_channels, classes, dropout)
-        self.aux = _classifier(aux_in_channels, aux_channels, classes, dropout)
+            self.ppm = PyramidPriors(channels, channels // len(bins), bins)
+            conv = PyramidConv2d(2 * channels, head_channels, 3, bins, align_corners)
+            self.cls: nn.Sequential = PyramidHead(*_classifier(conv, classes, dropout))
+        else:
+            conv = _conv3x3(channels, head_channels)
+            self.cls = nn.Sequential(*_classifier(conv, classes, dropout))
+        conv = _conv3x3(channels // 2, aux_channels)
+        self.aux = nn.Sequential(*_classifier(conv, classes, dropout))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Logits in evaluation; labels and losses in training.
@@ -125,9 +129,8 @@ class PSPNet(nn.Module):
         x = self.layer2(self.layer1(self.layer0(x)))
         x_aux = self.layer3(x)
         x = self.layer4(x_aux)
-        if self.use_ppm:
-            x = self.ppm(x)
-        logits = self._zoom(self.cls(x), padded, size)
+        x = self.cls(x, self.ppm(x)) if self.use_ppm else self.cls(x)
+        logits = self._zoom(x, padded, size)
         if not self.training:
             return logits
         aux_logits = self._zoom(self.aux(x_aux), padded, size)
@@ -199,14 +202,18 @@ class PSPNet(nn.Module):
             )
 
 
-def _classifier(in_channels: int, channels: int, classes: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
+def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+
+
+def _classifier(conv: nn.Conv2d, classes: int, dropout: float) -> list[nn.Module]:
+    return [
+        conv,
+        nn.BatchNorm2d(conv.out_channels),
         nn.ReLU(inplace=True),
         nn.Dropout2d(p=dropout),
-        nn.Conv2d(channels, classes, kernel_size=1),
-    )
+        nn.Conv2d(conv.out_channels, classes, kernel_size=1),
+    ]
 
 
 def _check_images(name: str, images: Tensor) -> None:

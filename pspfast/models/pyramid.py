@@ -1,21 +1,57 @@
-"""The pyramid pooling module (PSPNet, arXiv 1612.01105 §3.2)."""
+"""The pyramid pooling module and the head over it (PSPNet, arXiv 1612.01105 §3.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pspfast.ops import pyramid_pool
+from pspfast.ops import pyramid_concat, pyramid_conv2d, pyramid_pool
 
 
-class PyramidPooling(nn.Module):
-    """Drop-in for semseg's ``PPM``: pool into bins, reduce, upsample, concatenate with the map.
+class PyramidPriors(nn.Module):
+    """Pools and reduces a map, level by level: the first half of semseg's ``PPM``.
 
     All levels are pooled in one read of the map. ``features[i]`` is ``Sequential(AdaptiveAvgPool2d,
-    Conv2d 1x1, BatchNorm2d, ReLU)`` as in semseg; its first entry is not called here.
+    Conv2d 1x1, BatchNorm2d, ReLU)`` as in semseg, and is called with a map of b x b pixels, one for
+    each bin, on which the pool is the identity.
+
+    Args:
+        in_channels: C.
+        reduction_channels: R, the channels of each level after its 1x1 convolution.
+        bins: b of each level.
+
+    Shape:
+        ``[N, C, H, W]`` to ``[N, R, S]``, S the sum of b².
+    """
+
+    def __init__(self, in_channels: int, reduction_channels: int, bins: Sequence[int]) -> None:
+        super().__init__()
+        self.bins = tuple(bins)
+        self.features = nn.ModuleList(
+            nn.Sequential(
+                PoolUnlessPooled(b),
+                nn.Conv2d(in_channels, reduction_channels, kernel_size=1, bias=False),
+                PriorBatchNorm2d(reduction_channels),
+                nn.ReLU(inplace=True),
+            )
+            for b in self.bins
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = pyramid_pool(x, self.bins).split([b * b for b in self.bins], dim=2)
+        priors = [
+            feature(level.unflatten(2, (b, b))).flatten(2)
+            for b, level, feature in zip(self.bins, pooled, self.features, strict=True)
+        ]
+        return torch.cat(priors, dim=2)
+
+
+class PyramidPooling(PyramidPriors):
+    """Drop-in for semseg's ``PPM``, for heads of one's own: priors, upsampled, behind the map.
 
     Args:
         in_channels: C.
@@ -34,29 +70,67 @@ class PyramidPooling(nn.Module):
         bins: Sequence[int],
         align_corners: bool = True,
     ) -> None:
-        super().__init__()
-        self.bins = tuple(bins)
+        super().__init__(in_channels, reduction_channels, bins)
         self.align_corners = align_corners
-        self.features = nn.ModuleList(
-            nn.Sequential(
-                nn.AdaptiveAvgPool2d(b),
-                nn.Conv2d(in_channels, reduction_channels, kernel_size=1, bias=False),
-                PriorBatchNorm2d(reduction_channels),
-                nn.ReLU(inplace=True),
-            )
-            for b in self.bins
-        )
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = pyramid_pool(x, self.bins).split([b * b for b in self.bins], dim=2)
-        maps = [x]
-        for b, level, feature in zip(self.bins, pooled, self.features, strict=True):
-            _, conv, bn, relu = feature.children()
-            prior = relu(bn(conv(level.unflatten(2, (b, b)))))
-            maps.append(
-                F.interpolate(prior, x.shape[2:], mode="bilinear", align_corners=self.align_corners)
-            )
-        return torch.cat(maps, dim=1)
+        return pyramid_concat(x, super().forward(x), self.bins, self.align_corners)
+
+
+class PyramidConv2d(nn.Conv2d):
+    """``nn.Conv2d`` over what :class:`PyramidPooling` returns, which is not made.
+
+    Given a map alone, it takes it for the concatenation, as the convolution that it is.
+
+    Args:
+        in_channels: C + L R.
+        out_channels: O.
+        kernel_size: k, 1 or 3; the padding is k // 2.
+        bins: b of each level.
+        align_corners: of the bilinear upsampling.
+
+    Shape:
+        ``[N, C, H, W]`` and priors ``[N, R, S]`` to ``[N, O, H, W]``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        bins: Sequence[int],
+        align_corners: bool = True,
+    ) -> None:
+        padding = kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, bias=False)
+        self.bins = tuple(bins)
+        self.align_corners = align_corners
+
+    def forward(self, input: Tensor, priors: Tensor | None = None) -> Tensor:
+        if priors is None:
+            return super().forward(input)
+        return pyramid_conv2d(input, priors, self.weight, self.bins, self.align_corners)
+
+
+class PyramidHead(nn.Sequential):
+    """``nn.Sequential`` that hands the priors to its first layer, a :class:`PyramidConv2d`."""
+
+    def forward(self, input: Tensor, priors: Tensor | None = None) -> Tensor:
+        x = self[0](input, priors)
+        for layer in islice(self, 1, None):
+            x = layer(x)
+        return x
+
+
+class PoolUnlessPooled(nn.AdaptiveAvgPool2d):
+    """AdaptiveAvgPool2d that returns a map of its output size as it is: there it is the identity.
+
+    Not computed, because eager's gradient on a GPU is not deterministic.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        pooled = input.shape[2] == input.shape[3] == self.output_size
+        return input if pooled else super().forward(input)
 
 
 class PriorBatchNorm2d(nn.BatchNorm2d):

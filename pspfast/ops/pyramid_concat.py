@@ -30,15 +30,21 @@ def pyramid_concat(
         align_corners: as in ``F.interpolate``.
 
     Returns:
-        ``[N, C + L R, H, W]`` for L levels, in the memory format of ``x``.
+        ``[N, C + L R, H, W]`` for L levels, in the memory format of ``x``. Under autocast, where
+        dtypes may differ, in the wider one, as ``torch.cat``.
 
     Raises:
         ValueError: a shape, device or ``bins`` is not as above.
         TypeError: a dtype is not as above.
 
+    A prior that is not finite makes NaN of its channel of its level, everywhere.
+
     The gradient of ``x`` is a view of the result's; that of ``priors`` is a gather and
     bit-reproducible.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.promote_types(x.dtype, priors.dtype)
+        x, priors = x.to(dtype), priors.to(dtype)
     match backends.select("pyramid_concat", x):
         case "reference":
             _check_inputs(x, priors, bins)
@@ -80,9 +86,7 @@ def _fake(x: Tensor, priors: Tensor, bins: Sequence[int], align_corners: bool) -
     )
 
 
-def _backward_fake(
-    grad: Tensor, bins: Sequence[int], align_corners: bool, channels: int
-) -> Tensor:
+def _backward_fake(grad: Tensor, bins: Sequence[int], align_corners: bool, channels: int) -> Tensor:
     return grad.new_empty(grad.shape[0], channels, sum(b * b for b in bins))
 
 

@@ -1,10 +1,10 @@
 """Convolution over a map and its upsampled pyramid, without the concatenation.
 
 A tap of a convolution mixes channels and bilinear upsampling mixes positions, so they commute. With
-A[i, u] the weights that interpolate the b bins of a level along an axis, zero outside the map, the
-levels' share of ``conv2d(concatenation, weight)`` is
+A[i, u] the weights that interpolate the b bins of a level along an axis, zero outside the map, and
+r = k // 2, the levels' share of ``conv2d(concatenation, weight)`` is
 
-    sum over levels, ky, kx, u, v of A[i + ky - k//2, u] A[j + kx - k//2, v] (W[:, :, ky, kx] p[u, v])
+    sum over levels, ky, kx, u, v of A[i + ky - r, u] A[j + kx - r, v] (W[:, :, ky, kx] p[u, v])
 
 The mixing ``W p`` touches the S bins of the pyramid instead of H W pixels. What is left of the
 convolution is the map's own part.
@@ -65,6 +65,8 @@ def pyramid_conv2d(
     Raises:
         ValueError: a shape, device or ``bins`` is not as above.
         TypeError: a dtype is not as above.
+
+    A prior that is not finite makes NaN of its image.
 
     All gradients of the pyramid's share are gathers and bit-reproducible.
     """
@@ -135,8 +137,7 @@ def _check_inputs(
     if bias is not None:
         if bias.shape != weight.shape[:1]:
             raise ValueError(
-                f"{op}: bias: expected [O] with O = {weight.shape[0]}, "
-                f"got shape {list(bias.shape)}"
+                f"{op}: bias: expected [O] with O = {weight.shape[0]}, got shape {list(bias.shape)}"
             )
         check_same(op, "bias", bias, "x", x)
 
@@ -170,9 +171,7 @@ def _mix_fake(
 ) -> tuple[Tensor, Tensor]:
     out_channels, channels, k, _ = weight.shape
     batch, reduction, bin_count = priors.shape
-    mixed = priors.new_empty(
-        (batch, bin_count, k, k, out_channels), dtype=_sum_dtype(priors.dtype)
-    )
+    mixed = priors.new_empty((batch, bin_count, k, k, out_channels), dtype=_sum_dtype(priors.dtype))
     return mixed, _empty_like_weight(weight, channels - len(bins) * reduction)
 
 
@@ -201,9 +200,7 @@ def _mix_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(priors, weight)
 
 
-def _mix_backward(
-    ctx: Any, grad_mixed: Tensor, grad_weight_x: Tensor
-) -> tuple[Tensor, Tensor, None, None]:
+def _mix_backward(ctx: Any, grad_mixed: Tensor, grad_weight_x: Tensor) -> tuple[Tensor | None, ...]:
     priors, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
         # The gradients will be differentiated themselves.

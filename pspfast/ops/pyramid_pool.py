@@ -12,6 +12,7 @@ from torch import Tensor
 from pspfast import backends
 from pspfast.ops._checks import check_bins, check_map, is_channels_last
 
+
 def pyramid_pool(x: Tensor, bins: Sequence[int]) -> Tensor:
     """Pool ``x`` into b by b bins for every b in ``bins``.
 

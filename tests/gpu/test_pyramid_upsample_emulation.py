@@ -1,8 +1,10 @@
 """The CUDA kernels of pyramid_upsample on the emulation, against float64 PyTorch."""
 
 import ctypes
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +45,11 @@ class Case:
         return torch.Size((self.batch, bin_count, *[self.kernel_size] * 2, self.channels))
 
 
+FORMATS = pytest.mark.parametrize(
+    "channels_last", [False, True], ids=["contiguous", "channels_last"]
+)
+
+
 def conv(*args: int, bins: tuple[int, ...] = PYRAMID, k: int = 3, align: bool = False) -> Case:
     return Case(*args, bins=bins, kernel_size=k, sum_levels=True, align_corners=align)
 
@@ -69,6 +76,13 @@ CASES = [
     concat(1, 8, 40, 6, x=8, bins=LARGEST, align=True),
     concat(1, 1, 1, 9000, x=2, bins=(2, 6)),
     Case(2, 8, 5, 4, bins=(2, 3), kernel_size=3, first_channel=8),
+    # Several tiles along both axes.
+    conv(1, 8, 25, 140),
+    concat(2, 8, 13, 140, x=16, align=True),
+    # So many blocks that a tile has several rows and a block all its lanes.
+    conv(256, 8, 5, 3, bins=(1, 3)),
+    conv(256, 3, 5, 2, bins=(2,), k=1, align=True),
+    concat(128, 8, 5, 2, x=8, bins=(1, 2, 3, 4)),
 ]
 
 
@@ -103,7 +117,6 @@ class Upsample:
         relu: bool = False,
         copied: Tensor | None = None,
         shift: int = 0,
-        in_place: bool = False,
     ) -> Tensor:
         def flat(tensor: Tensor | None) -> Tensor | None:
             if tensor is None:
@@ -113,8 +126,6 @@ class Upsample:
 
         given = [flat(tensor) for tensor in (base, bias, copied, values)]
         result = shifted(torch.full(case.map_size, torch.nan, dtype=dtype), shift)
-        if in_place:
-            result = given[0]
         error = self.library.pyramid_upsample(
             self.problem(case, dtype, channels_last, relu),
             *(None if t is None else ctypes.c_void_p(t.data_ptr()) for t in (*given, result)),
@@ -168,7 +179,7 @@ def assert_exact_to_rounding(got: Tensor, expected: Tensor, scale: float = 1.0) 
     torch.testing.assert_close(got.double(), expected, rtol=max(rounding, 1e-6), atol=2e-6 * scale)
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@FORMATS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward_and_backward(
@@ -188,3 +199,148 @@ def test_forward_and_backward(
     got = upsample.backward(case, grad_map, channels_last)
     # A bin gathers random numbers of a share of the map.
     assert_exact_to_rounding(got, exact_values.grad, scale=(case.height * case.width) ** 0.5)
+
+
+@FORMATS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_epilogue(upsample: Upsample, dtype: torch.dtype, channels_last: bool) -> None:
+    case = conv(2, 8, 5, 7, bins=(2, 3))
+    values = torch.randn(case.values_size)
+    upsampled = reference(case, values.double())
+    base = torch.randn(case.map_size).to(dtype)
+    base[1, 2, 3, 4] = torch.nan
+    bias = torch.randn(case.channels).to(dtype)
+    bias[5] = torch.nan
+    for has_base, has_bias, relu in itertools.product([False, True], repeat=3):
+        expected = upsampled.clone()
+        if has_base:
+            expected += base.double()
+        if has_bias:
+            expected += bias.double()[:, None, None]
+        if relu:
+            expected = expected.relu()  # keeps NaN
+        got = upsample.forward(
+            case,
+            values,
+            dtype,
+            channels_last,
+            base=base if has_base else None,
+            bias=bias if has_bias else None,
+            relu=relu,
+        )
+        rounding = 0.51 * torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            got.double(), expected, rtol=max(rounding, 1e-6), atol=8e-6, equal_nan=True
+        )
+
+
+@FORMATS
+def test_first_channels_stay_if_nothing_is_copied(upsample: Upsample, channels_last: bool) -> None:
+    case = concat(2, 8, 5, 4, x=8)
+    got = upsample.forward(case, torch.randn(case.values_size), torch.float32, channels_last)
+    assert got[:, :8].isnan().all()
+    assert not got[:, 8:].isnan().any()
+
+
+@FORMATS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shift", [1, 3])
+def test_any_alignment_gives_the_same_bits(
+    upsample: Upsample, shift: int, dtype: torch.dtype, channels_last: bool
+) -> None:
+    for case in (conv(1, 8, 13, 11), concat(2, 8, 13, 11, x=8)):
+        values, grad_map = torch.randn(case.values_size), torch.randn(case.map_size).to(dtype)
+        given = {
+            "base": torch.randn(case.map_size).to(dtype) if case.sum_levels else None,
+            "bias": torch.randn(case.channels).to(dtype) if case.sum_levels else None,
+            "copied": None if case.sum_levels else torch.randn(2, 8, 13, 11).to(dtype),
+        }
+        aligned, other = (
+            upsample.forward(case, values, dtype, channels_last, **given, shift=s)
+            for s in (0, shift)
+        )
+        assert torch.equal(other, aligned)
+        aligned, other = (
+            upsample.backward(case, grad_map, channels_last, shift=s) for s in (0, shift)
+        )
+        assert torch.equal(other, aligned)
+
+
+@FORMATS
+def test_repeats_bit_for_bit(upsample: Upsample, channels_last: bool) -> None:
+    case = conv(2, 8, 13, 11)
+    values, grad_map = torch.randn(case.values_size), torch.randn(case.map_size)
+    first, second = (upsample.forward(case, values, torch.float32, channels_last) for _ in range(2))
+    assert torch.equal(first, second)
+    first, second = (upsample.backward(case, grad_map, channels_last) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@FORMATS
+@pytest.mark.parametrize("align", [False, True], ids=["", "align_corners"])
+def test_infinity_stays_where_it_has_weight(
+    upsample: Upsample, align: bool, channels_last: bool
+) -> None:
+    # Without corners aligned the middle position of three, with them every other one of five, lies
+    # on a source.
+    case = conv(1, 8, 5, 9, bins=(1, 3), align=align)
+    values = torch.randn(case.values_size)
+    grad_map = torch.randn(case.map_size)
+    values[0, 5, 1, 2, 3] = torch.inf
+    grad_map[0, 3, 2, 4] = torch.inf
+    ones = values.isinf().double().requires_grad_()
+    weights = reference(case, ones)
+    weights.backward(grad_map.isinf().double())
+    assert ones.grad is not None
+    got = upsample.forward(case, values, torch.float32, channels_last)
+    assert torch.equal(got.isinf(), weights > 0)
+    assert not got.isnan().any()
+    got = upsample.backward(case, grad_map, channels_last)
+    assert torch.equal(got.isinf(), ones.grad > 0)
+    assert not got.isnan().any()
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "case", [conv(2, 8, 1, 2), concat(2, 8, 1, 2, x=8)], ids=["conv", "concat"]
+)
+def test_offsets_beyond_32_bits(
+    upsample: Upsample, tmp_path: Path, case: Case, channels_last: bool
+) -> None:
+    """Image 1, or pixel 1, lies 2³¹ elements behind the first, in a file that has only what is
+    touched."""
+    channels = 2**31
+    elements = case.batch * channels * case.width
+    flat = torch.from_file(str(tmp_path / "map"), shared=True, size=elements, dtype=torch.bfloat16)
+    if channels_last:
+        wide = flat.view(case.batch, 1, case.width, channels).movedim(-1, 1)
+    else:
+        wide = flat.view(case.batch, channels, 1, case.width)
+    map_ = wide[:, : case.map_channels]
+    values = torch.randn(case.values_size)
+    x = torch.randn(case.batch, case.first_channel, 1, case.width).bfloat16()
+    problem = upsample.problem(case, torch.bfloat16, channels_last)
+    problem[3] = channels  # of the map
+    copied = x.movedim(1, -1).contiguous() if channels_last else x
+    error = upsample.library.pyramid_upsample(
+        problem,
+        None,
+        None,
+        ctypes.c_void_p(copied.data_ptr()),
+        ctypes.c_void_p(values.data_ptr()),
+        ctypes.c_void_p(flat.data_ptr()),
+    )
+    assert error == 0
+    expected = upsample.forward(case, values, torch.bfloat16, channels_last, copied=x)
+    assert torch.equal(map_, expected)
+    grad_values = torch.full(case.values_size, torch.nan)
+    error = upsample.library.pyramid_upsample_backward(
+        problem, ctypes.c_void_p(flat.data_ptr()), ctypes.c_void_p(grad_values.data_ptr())
+    )
+    assert error == 0
+    assert torch.equal(grad_values, upsample.backward(case, expected, channels_last))
+
+
+@pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
+def test_sanitizers_are_silent(sanitized: Callable[..., str], sanitizers: str) -> None:
+    assert sanitized("pyramid_upsample_main", sanitizers) == ""

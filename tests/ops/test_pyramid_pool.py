@@ -86,8 +86,7 @@ def test_pooled_order_in_memory_follows_the_map() -> None:
 
 
 @pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
-def test_every_vector_level(level: str) -> None:
-    """The other levels run in processes of their own: torch picks the level once, at start-up."""
+def test_conversions_of_every_vector_level(level: str) -> None:
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
     script = Path(__file__).with_name("vector_level.py")
     subprocess.run([sys.executable, script], env=environment, check=True)

@@ -72,3 +72,81 @@ def test_locate_bins(height: int, width: int, bins: tuple[int, ...]) -> None:
                 area = (bottom - top) * (right - left)
                 expected.append((top, bottom, sum(bins[:level]) + v, area))
     assert list(zip(*got.tolist(), strict=True)) == expected
+
+
+@triton.jit
+def _taps_kernel(
+    p_positions,
+    p_sources,
+    p_weights,
+    count,
+    size,
+    sources,
+    ALIGN_CORNERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    o = tl.arange(0, BLOCK)
+    position = tl.load(p_positions + o, mask=o < count, other=0)
+    low, high, weight = geometry.interpolation_tap(position, size, sources, ALIGN_CORNERS)
+    tl.store(p_sources + o, low, mask=o < count)
+    tl.store(p_sources + count + o, high, mask=o < count)
+    tl.store(p_weights + o, weight, mask=o < count)
+
+
+@triton.jit
+def _weights_kernel(
+    p_positions,
+    p_weights,
+    count,
+    size,
+    sources,
+    ALIGN_CORNERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    o = tl.arange(0, BLOCK)
+    position = tl.load(p_positions + o, mask=o < count, other=0)
+    source = tl.arange(0, 64)
+    weight = geometry.interpolation_weight(
+        position[:, None], size, source[None, :], sources, ALIGN_CORNERS
+    )
+    mask = (o < count)[:, None] & (source < sources)[None, :]
+    tl.store(p_weights + o[:, None] * sources + source[None, :], weight, mask=mask)
+
+
+@triton.jit
+def _positions_kernel(p_positions, size, sources, ALIGN_CORNERS: tl.constexpr):
+    source = tl.arange(0, 64)
+    begin, end = geometry.weighted_positions(source, size, sources, ALIGN_CORNERS)
+    tl.store(p_positions + 2 * source, begin, mask=source < sources)
+    tl.store(p_positions + 2 * source + 1, end, mask=source < sources)
+
+
+def coordinate(position: int, size: int, sources: int, align_corners: bool) -> Fraction:
+    """Where F.interpolate reads, in [0, sources - 1]."""
+    if align_corners:
+        return position * Fraction(sources - 1, max(size - 1, 1))
+    exact = (position + Fraction(1, 2)) * Fraction(sources, size) - Fraction(1, 2)
+    return min(max(exact, Fraction(0)), Fraction(sources - 1))
+
+
+def positions_to_test(size: int, sources: int) -> list[int]:
+    """All of a short axis; else the ends, and both sides of where the low source changes."""
+    if size <= 64:
+        return list(range(size))
+    near = {0, size - 1}
+    for source in range(0, sources, max(1, sources // 5)):
+        for shift in (source, source + Fraction(1, 2)):
+            middle = int(shift * size / sources)
+            near |= {middle - 1, middle, middle + 1, middle + 2}
+        corner = source * (size - 1) // max(sources - 1, 1)
+        near |= {corner - 1, corner, corner + 1}
+    return sorted(position for position in near if 0 <= position < size)
+
+
+both_alignments = pytest.mark.parametrize("align_corners", [False, True], ids=["", "align_corners"])
+# Primes, what divides and what does not, fewer positions than sources; csrc/geometry.h's limits.
+axes = [
+    pytest.mark.parametrize("size", [1, 2, 5, 13, 60, 61, 2**23 - 15, 2**23]),
+    pytest.mark.parametrize("sources", [1, 2, 3, 6, 37, 64]),
+]
+for_every_axis = lambda test: both_alignments(axes[0](axes[1](test)))

@@ -1,0 +1,33 @@
+// pyramid_upsample: the channels of the map that are copied. In either memory format they are rows of memory: of a
+// pixel if channels_last, else of an image.
+#pragma once
+
+#include "launch.h"
+
+namespace pspfast::cuda {
+
+constexpr int kCopyThreads = 256;
+// Words of a thread in flight.
+constexpr int kCopyBatch = 4;
+
+// Copies `words` words in rows of `row_words`, which begin `to_stride` words apart.
+template <typename Word>
+__global__ void __launch_bounds__(kCopyThreads) copy_rows_kernel(const Word* __restrict__ from, Word* __restrict__ to,
+                                                                 int64_t words, int64_t row_words, int64_t to_stride) {
+  const int64_t step = int64_t{kCopyThreads} * kCopyBatch;
+  for (int64_t first = blockIdx.x * step + threadIdx.x; first < words; first += gridDim.x * step) {
+    Word batch[kCopyBatch];
+#pragma unroll
+    for (int i = 0; i < kCopyBatch; ++i) {
+      const int64_t word = first + i * kCopyThreads;
+      if (word < words) batch[i] = from[word];
+    }
+#pragma unroll
+    for (int i = 0; i < kCopyBatch; ++i) {
+      const int64_t word = first + i * kCopyThreads;
+      if (word < words) to[word / row_words * to_stride + word % row_words] = batch[i];
+    }
+  }
+}
+
+}  // namespace pspfast::cuda

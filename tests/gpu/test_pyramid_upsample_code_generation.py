@@ -1,0 +1,34 @@
+"""The machine code of pyramid_upsample's CUDA kernels: no spills, 16-byte accesses of the map, no
+static shared memory."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+# Three dtypes, each channels_last with vectors, channels_last with single elements, contiguous.
+KERNELS_PER_DIRECTION = 3 * 3
+# Of three dtypes, and of 16 bytes.
+COPY_KERNELS = 4
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_cuda(cuda_code: Callable[..., list], arch: int) -> None:
+    kernels = cuda_code("pyramid_upsample", arch)
+    assert len(kernels) == 2 * KERNELS_PER_DIRECTION + COPY_KERNELS
+    for kernel in kernels:
+        assert kernel.stack == 0, f"{kernel.name} spills"
+        # All of it is dynamic: the launcher, and in tests the emulation, keeps it below 48 KB.
+        # 1 KB is the system's own since sm_90.
+        assert kernel.shared <= 1024, kernel.name
+        reads = re.findall(r"LDG\.E[.\w]*", kernel.text)
+        writes = re.findall(r"STG\.E[.\w]*", kernel.text)
+        is_vectorised = re.search(r", [48], true>|<uint4>", kernel.name)
+        if not is_vectorised:
+            continue
+        # What is not the map: the forward's bias, an element for each channel.
+        narrow = [access for access in reads + writes if ".128" not in access]
+        assert all(access in reads for access in narrow), f"{kernel.name}: {narrow}"
+        assert len(narrow) <= (1 if "fwd" in kernel.name else 0), f"{kernel.name}: {narrow}"
+        assert len(reads) > len(narrow), kernel.name
+        assert writes, kernel.name
