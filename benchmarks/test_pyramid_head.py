@@ -1,4 +1,4 @@
-"""The pyramid's head against semseg's: PPM, concatenation and 3x3 convolution, of PSPNet50's sizes."""
+"""The head over the pyramid against semseg's, at the sizes of PSPNet50: PPM and 3x3 convolution."""
 
 import pytest
 import torch

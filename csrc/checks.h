@@ -52,17 +52,17 @@ inline DType check_map(const char* op, const char* argument, const at::Tensor& m
 // Two tensors of one dtype and device.
 inline void check_same(const char* op, const char* argument, const at::Tensor& tensor, const char* as,
                        const at::Tensor& other) {
-  TORCH_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), op, ": ", argument, ": expected ",
-                   other.scalar_type(), " as ", as, ", got ", tensor.scalar_type());
-  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", argument, ": expected device ", other.device(),
-                    " as ", as, ", got ", tensor.device());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), op, ": ", argument, ": expected ", other.scalar_type(),
+                   " as ", as, ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", argument, ": expected device ", other.device(), " as ",
+                    as, ", got ", tensor.device());
 }
 
 // Priors [N, R, S] for the map x.
 inline void check_priors(const char* op, const at::Tensor& priors, const at::Tensor& x, const PyramidLevels& pyramid) {
   TORCH_CHECK_VALUE(priors.dim() == 3 && priors.size(0) == x.size(0) && priors.size(2) == pyramid.bin_count, op,
-                    ": priors: expected [N, R, S] with N = ", x.size(0), " and S = ", pyramid.bin_count,
-                    ", got shape ", priors.sizes());
+                    ": priors: expected [N, R, S] with N = ", x.size(0), " and S = ", pyramid.bin_count, ", got shape ",
+                    priors.sizes());
   check_same(op, "priors", priors, "x", x);
 }
 

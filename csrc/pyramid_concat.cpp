@@ -34,9 +34,8 @@ at::Tensor pyramid_concat(const at::Tensor& x, const at::Tensor& priors, at::Int
   const bool channels_last = is_channels_last(x);
   const at::Tensor dense = channels_last ? x : x.contiguous();
   const int64_t channels = priors.size(1);
-  at::Tensor map =
-      at::empty({x.size(0), x.size(1) + pyramid.levels * channels, x.size(2), x.size(3)}, x.options(),
-                channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  at::Tensor map = at::empty({x.size(0), x.size(1) + pyramid.levels * channels, x.size(2), x.size(3)}, x.options(),
+                             channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   if (map.numel() == 0) {
     return map;
   }
@@ -51,8 +50,7 @@ at::Tensor pyramid_concat(const at::Tensor& x, const at::Tensor& priors, at::Int
   return map;
 }
 
-at::Tensor pyramid_concat_backward(const at::Tensor& grad, at::IntArrayRef bins, bool align_corners,
-                                   int64_t channels) {
+at::Tensor pyramid_concat_backward(const at::Tensor& grad, at::IntArrayRef bins, bool align_corners, int64_t channels) {
   constexpr auto op = "pyramid_concat_backward";
   const DType dtype = check_map(op, "grad", grad);
   const PyramidLevels pyramid = check_bins(op, bins);

@@ -48,8 +48,8 @@ at::Tensor upsample_add(const at::Tensor& base, const at::Tensor& mixed, const s
   const auto sums = dtype == DType::kFloat64 ? at::kDouble : at::kFloat;
   TORCH_CHECK_TYPE(mixed.scalar_type() == sums, op, ": mixed: expected ", sums, ", got ", mixed.scalar_type());
   if (bias) {
-    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == base.size(1), op, ": bias: expected [O] with O = ",
-                      base.size(1), ", got shape ", bias->sizes());
+    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == base.size(1), op,
+                      ": bias: expected [O] with O = ", base.size(1), ", got shape ", bias->sizes());
     check_same(op, "bias", *bias, "base", base);
   }
   const at::Tensor dense = channels_last ? base : base.contiguous();
@@ -58,7 +58,8 @@ at::Tensor upsample_add(const at::Tensor& base, const at::Tensor& mixed, const s
     return map;
   }
   const at::Tensor dense_bias = bias ? bias->contiguous() : at::Tensor();
-  call_upsample(params, {.base = dense.const_data_ptr(), .bias = bias ? dense_bias.const_data_ptr() : nullptr, .relu = relu},
+  call_upsample(params,
+                {.base = dense.const_data_ptr(), .bias = bias ? dense_bias.const_data_ptr() : nullptr, .relu = relu},
                 mixed.contiguous(), map);
   return map;
 }
@@ -153,16 +154,18 @@ std::tuple<at::Tensor, at::Tensor> mix_backward(const at::Tensor& grad_mixed, co
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pspfast, m) {
-  m.def("pyramid_upsample_add(Tensor base, Tensor mixed, Tensor? bias, int[] bins, bool align_corners, bool relu)"
-        " -> Tensor",
-        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "pyramid_upsample_add(Tensor base, Tensor mixed, Tensor? bias, int[] bins, bool align_corners, bool relu)"
+      " -> Tensor",
+      {at::Tag::pt2_compliant_tag});
   m.def("pyramid_upsample_add_backward(Tensor grad, int[] bins, bool align_corners, int kernel_size) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   m.def("pyramid_mix(Tensor priors, Tensor weight, int[] bins, bool levels_first) -> (Tensor, Tensor)",
         {at::Tag::pt2_compliant_tag});
-  m.def("pyramid_mix_backward(Tensor grad_mixed, Tensor grad_weight_x, Tensor priors, Tensor weight, int[] bins,"
-        " bool levels_first) -> (Tensor, Tensor)",
-        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "pyramid_mix_backward(Tensor grad_mixed, Tensor grad_weight_x, Tensor priors, Tensor weight, int[] bins,"
+      " bool levels_first) -> (Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(pspfast, CPU, m) {

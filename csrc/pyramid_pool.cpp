@@ -19,13 +19,7 @@ PyramidPoolParams make_params(const char* op, int64_t batch, int64_t channels, i
                               at::IntArrayRef bins, bool channels_last, DType dtype) {
   TORCH_CHECK_VALUE(height >= 1 && width >= 1, op, ": x: expected H and W of at least 1, got ", height, " and ", width);
   const PyramidLevels pyramid = check_bins(op, bins);
-  return {batch,
-          channels,
-          height,
-          width,
-          channels_last,
-          dtype,
-          make_pyramid_cells(height, width, pyramid)};
+  return {batch, channels, height, width, channels_last, dtype, make_pyramid_cells(height, width, pyramid)};
 }
 
 at::Tensor empty_pooled(const PyramidPoolParams& p, const at::TensorOptions& options) {

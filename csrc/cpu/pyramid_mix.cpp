@@ -62,14 +62,13 @@ void mix_backward(const PyramidMixParams& p, const Acc<T>* grad_mixed, const T* 
     most_bins = std::max(most_bins, p.batch * p.bins[level] * p.bins[level]);
   }
   parallel_tasks(p.levels * blocks, [&] {
-    return
-        [&, unpacked = scratch<Acc<T>>(kTaps * kBlock), sums = scratch<Acc<T>>(most_bins * kBlock)](int64_t task) {
-          // The last level, which usually has most bins, first.
-          const int level = p.levels - 1 - static_cast<int>(task / blocks);
-          const int64_t r = task % blocks * kBlock;
-          PSPFAST_CALL(mix_grad_priors, Constant<kTaps>{}, p, weight, grad_mixed, level, r, std::min(kBlock, p.reduction - r),
-                       grad_priors, unpacked.get(), sums.get());
-        };
+    return [&, unpacked = scratch<Acc<T>>(kTaps * kBlock), sums = scratch<Acc<T>>(most_bins * kBlock)](int64_t task) {
+      // The last level, which usually has most bins, first.
+      const int level = p.levels - 1 - static_cast<int>(task / blocks);
+      const int64_t r = task % blocks * kBlock;
+      PSPFAST_CALL(mix_grad_priors, Constant<kTaps>{}, p, weight, grad_mixed, level, r,
+                   std::min(kBlock, p.reduction - r), grad_priors, unpacked.get(), sums.get());
+    };
   });
   const int64_t stride = ceil_div(p.reduction, kBlock) * kBlock;
   const auto rows = padded(p, priors, stride);
@@ -80,8 +79,8 @@ void mix_backward(const PyramidMixParams& p, const Acc<T>* grad_mixed, const T* 
       for_each_run_of_map(p, [&](int64_t in_filter, int64_t in_part, int64_t count) {
         std::copy_n(part + in_part, count, filter + in_filter);
       });
-      PSPFAST_CALL(mix_grad_filter, Constant<kTaps>{}, p, grad_mixed + o * p.batch * p.bin_count * kTaps, rows.get(), stride,
-                   filter, unpacked.get());
+      PSPFAST_CALL(mix_grad_filter, Constant<kTaps>{}, p, grad_mixed + o * p.batch * p.bin_count * kTaps, rows.get(),
+                   stride, filter, unpacked.get());
     };
   });
 }
@@ -102,10 +101,11 @@ void pyramid_mix_backward(const PyramidMixParams& params, const void* grad_mixed
   dispatch(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     advise_huge_pages(grad_weight, sizeof(T) * params.out_channels * params.channels * params.taps);
-    (params.taps == 1 ? mix_backward<T, 1> : mix_backward<T, 9>)(
-        params, static_cast<const Acc<T>*>(grad_mixed), static_cast<const T*>(grad_weight_x),
-        static_cast<const T*>(priors), static_cast<const T*>(weight), static_cast<T*>(grad_priors),
-        static_cast<T*>(grad_weight));
+    (params.taps == 1 ? mix_backward<T, 1>
+                      : mix_backward<T, 9>)(params, static_cast<const Acc<T>*>(grad_mixed),
+                                            static_cast<const T*>(grad_weight_x), static_cast<const T*>(priors),
+                                            static_cast<const T*>(weight), static_cast<T*>(grad_priors),
+                                            static_cast<T*>(grad_weight));
   });
 }
 

@@ -67,8 +67,8 @@ void mix_bins(const PyramidMixParams& p, int level, int64_t q, const A* unpacked
 // One output channel: `mixed` points to its first element. `priors` is [N, S, stride], zero behind R. Scratch: unpacked
 // [taps, stride].
 template <class T, int kTaps>
-void mix_filter(Constant<kTaps>, const PyramidMixParams& p, const T* filter, const Acc<T>* priors, int64_t stride, Acc<T>* mixed,
-                Acc<T>* unpacked) {
+void mix_filter(Constant<kTaps>, const PyramidMixParams& p, const T* filter, const Acc<T>* priors, int64_t stride,
+                Acc<T>* mixed, Acc<T>* unpacked) {
   // Three bins times nine taps of sums and a weight fit into 32 registers.
   constexpr int kBins = 3;
   for (int level = 0; level < p.levels; ++level) {
@@ -85,8 +85,8 @@ void mix_filter(Constant<kTaps>, const PyramidMixParams& p, const T* filter, con
 // The gradient of the priors' channels [r0, r0 + count) of a level, count <= kWide * 16. `grad_mixed` is
 // [O, N, S, taps]. Scratch: unpacked [taps, kWide * 16], sums [N, bins of the level, kWide * 16].
 template <class T, int kTaps>
-void mix_grad_priors(Constant<kTaps>, const PyramidMixParams& p, const T* weight, const Acc<T>* grad_mixed, int level, int64_t r0,
-                     int64_t count, T* grad_priors, Acc<T>* unpacked, Acc<T>* sums) {
+void mix_grad_priors(Constant<kTaps>, const PyramidMixParams& p, const T* weight, const Acc<T>* grad_mixed, int level,
+                     int64_t r0, int64_t count, T* grad_priors, Acc<T>* unpacked, Acc<T>* sums) {
   using A = Acc<T>;
   constexpr int64_t kStride = kWide * kLanes;
   const int64_t bins = p.batch * p.bins[level] * p.bins[level];
@@ -114,8 +114,8 @@ void mix_grad_priors(Constant<kTaps>, const PyramidMixParams& p, const T* weight
 
 // The gradient of one filter's channels of the levels. Arguments as above; scratch: unpacked [taps, kWide * 16].
 template <class T, int kTaps>
-void mix_grad_filter(Constant<kTaps>, const PyramidMixParams& p, const Acc<T>* grad, const Acc<T>* priors, int64_t stride, T* filter,
-                     Acc<T>* unpacked) {
+void mix_grad_filter(Constant<kTaps>, const PyramidMixParams& p, const Acc<T>* grad, const Acc<T>* priors,
+                     int64_t stride, T* filter, Acc<T>* unpacked) {
   using A = Acc<T>;
   constexpr int64_t kStride = kWide * kLanes;
   for (int level = 0; level < p.levels; ++level) {

@@ -29,7 +29,7 @@ int64_t first_value(const PyramidUpsampleParams& p, int level) {
 
 // What a position of the map reads: source `source` of a level, by tap k of the convolution.
 template <class A>
-struct Tap {
+struct SourceTap {
   int32_t source, k;
   int32_t offset;  // in [sources of all levels, k]
   A weight;
@@ -72,14 +72,14 @@ class AxisTaps {
     first_.push_back(taps_.size());
   }
 
-  Span<Tap<A>> at(int64_t position, Levels levels) const {
+  Span<SourceTap<A>> at(int64_t position, Levels levels) const {
     const size_t* first = &first_[position * levels_];
     return {&taps_[first[levels.first]], &taps_[0] + first[levels.last]};
   }
 
  private:
   int levels_;
-  std::vector<Tap<A>> taps_;
+  std::vector<SourceTap<A>> taps_;
   std::vector<size_t> first_;  // of every position and level, and the end
 };
 
@@ -112,7 +112,6 @@ Levels levels_of(const PyramidUpsampleParams& p, int64_t part) {
 // Runs of `channels` channels of the map that are upsampled.
 int64_t parts_of(const PyramidUpsampleParams& p) { return p.sum_levels ? 1 : p.levels; }
 
-
 // The weights [sources, k, stride] of every column, zero up to the stride.
 template <class A>
 Scratch<A> dense_weights(const PyramidUpsampleParams& p, const AxisTaps<A>& cols, int64_t stride) {
@@ -125,8 +124,8 @@ Scratch<A> dense_weights(const PyramidUpsampleParams& p, const AxisTaps<A>& cols
   return weights;
 }
 
-// Calls f(image, channel of its values, plane of the map, part, count) for runs of up to sixteen neighbouring planes of a
-// contiguous map, in parallel; make_f as in parallel_tasks.
+// Calls f(image, channel of its values, plane of the map, part, count) for runs of up to sixteen neighbouring planes of
+// a contiguous map, in parallel; make_f as in parallel_tasks.
 template <class MakeF>
 void for_each_plane_run(const PyramidUpsampleParams& p, const MakeF& make_f) {
   const int64_t parts = parts_of(p), runs = ceil_div(p.channels, kLanes);
@@ -157,8 +156,8 @@ void upsample_contiguous(const PyramidUpsampleParams& p, const PyramidUpsampleEp
   const T* base = static_cast<const T*>(epilogue.base);
   const T* bias = static_cast<const T*>(epilogue.bias);
   for_each_plane_run(p, [&] {
-    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * stride),
-            lanes = scratch<A>(values_of(p) * kLanes)](int64_t n, int64_t c, int64_t first, int64_t part, int64_t count) {
+    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * stride), lanes = scratch<A>(values_of(p) * kLanes)](
+               int64_t n, int64_t c, int64_t first, int64_t part, int64_t count) {
       for (int64_t value = 0; value < values_of(p); ++value) {
         std::copy_n(values + (n * values_of(p) + value) * p.channels + c, count, &lanes[value * kLanes]);
       }
@@ -179,8 +178,8 @@ void gather_contiguous(const PyramidUpsampleParams& p, const T* map, Acc<T>* gra
   const int64_t stride = ceil_div(p.width, kVectors * kLanes) * kVectors * kLanes, plane = p.height * p.width;
   const auto weights = dense_weights(p, cols, stride);
   for_each_plane_run(p, [&] {
-    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * stride),
-            lanes = scratch<A>(values_of(p) * kLanes)](int64_t n, int64_t c, int64_t first, int64_t part, int64_t count) {
+    return [&, combined = scratch<A>(p.axis_bins * p.kernel_size * stride), lanes = scratch<A>(values_of(p) * kLanes)](
+               int64_t n, int64_t c, int64_t first, int64_t part, int64_t count) {
       const Levels levels = levels_of(p, part);
       for (int64_t i = 0; i < count; ++i) {
         PSPFAST_CALL(gather_plane, p, rows, weights.get(), map + (first + i) * plane, levels, &lanes[i], combined.get(),
@@ -279,16 +278,17 @@ void pyramid_upsample(const PyramidUpsampleParams& params, const PyramidUpsample
   dispatch(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     advise_huge_pages(map, sizeof(T) * params.batch * params.map_channels * params.height * params.width);
-    (params.channels_last ? upsample_channels_last<T> : upsample_contiguous<T>)(
-        params, epilogue, static_cast<const Acc<T>*>(values), static_cast<T*>(map));
+    (params.channels_last ? upsample_channels_last<T> : upsample_contiguous<T>)(params, epilogue,
+                                                                                static_cast<const Acc<T>*>(values),
+                                                                                static_cast<T*>(map));
   });
 }
 
 void pyramid_upsample_backward(const PyramidUpsampleParams& params, const void* grad_map, void* grad_values) {
   dispatch(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    (params.channels_last ? gather_channels_last<T> : gather_contiguous<T>)(
-        params, static_cast<const T*>(grad_map), static_cast<Acc<T>*>(grad_values));
+    (params.channels_last ? gather_channels_last<T> : gather_contiguous<T>)(params, static_cast<const T*>(grad_map),
+                                                                            static_cast<Acc<T>*>(grad_values));
   });
 }
 

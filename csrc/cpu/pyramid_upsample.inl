@@ -7,7 +7,7 @@ constexpr int kVectors = 4;
 
 // sums[n] += weight * sources, over a position's taps. `sources` is [sources, k, stride].
 template <class A, int V>
-PSPFAST_INLINE void add_taps(Span<Tap<A>> taps, const A* sources, int64_t stride, Lanes<A> (&sums)[V]) {
+PSPFAST_INLINE void add_taps(Span<SourceTap<A>> taps, const A* sources, int64_t stride, Lanes<A> (&sums)[V]) {
   for (const auto& tap : taps) {
     const A* source = sources + tap.offset * stride;
     for (int n = 0; n < V; ++n) sums[n] += tap.weight * load(source + n * kLanes);
@@ -16,7 +16,7 @@ PSPFAST_INLINE void add_taps(Span<Tap<A>> taps, const A* sources, int64_t stride
 
 // The transposed: sources += weight * values[n].
 template <class A, int V>
-PSPFAST_INLINE void spread_taps(Span<Tap<A>> taps, const Lanes<A> (&values)[V], A* sources, int64_t stride) {
+PSPFAST_INLINE void spread_taps(Span<SourceTap<A>> taps, const Lanes<A> (&values)[V], A* sources, int64_t stride) {
   for (const auto& tap : taps) {
     A* source = sources + tap.offset * stride;
     for (int n = 0; n < V; ++n) store(source + n * kLanes, load(source + n * kLanes) + tap.weight * values[n]);
@@ -130,8 +130,8 @@ void gather_channels(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& row
 }
 
 // A contiguous plane. `values` [S, k, k, 16] holds its values in one of the sixteen lanes. `weights` is [sources of all
-// levels, k, stride], the weight of every column, stride >= W a multiple of kVectors * 16. Scratch: combined [sources of
-// the levels, k, stride].
+// levels, k, stride], the weight of every column, stride >= W a multiple of kVectors * 16. Scratch: combined [sources
+// of the levels, k, stride].
 template <class T>
 void upsample_plane(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const Acc<T>* weights,
                     const Acc<T>* values, Levels levels, const Epilogue<T>& epilogue, T* map, Acc<T>* combined,

@@ -20,7 +20,8 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <int V>
 using Constant = std::integral_constant<int, V>;
 
-// Scratch memory for numbers, not initialised. Aligned: a vector of 64 bytes across two cache lines takes twice as long.
+// Scratch memory for numbers, not initialised. Aligned: a vector of 64 bytes across two cache lines takes twice as
+// long.
 constexpr auto kAlignment = std::align_val_t(64);
 
 struct AlignedDelete {

@@ -1,0 +1,123 @@
+// What the loops of upsample_loss and upsample_argmax share, included once per vector level. Sixteen columns of the
+// image are taken together. Two rows of logits are interpolated to these columns first, for all classes; rows of the
+// image that lie between the two are then a multiplication and an addition away, wherever they are needed.
+
+template <class A>
+using Integer = std::conditional_t<std::is_same_v<A, double>, int64_t, int32_t>;
+
+// The columns [first, first + count) of the image, count <= 16, and the sources they read.
+template <class A>
+struct Columns {
+  int64_t first, count;
+  int64_t source, sources;            // the first that is read, and how many
+  int32_t low[kLanes], high[kLanes];  // of each column, counted from `source`
+  A weight[kLanes];                   // of `high`
+
+  Columns(const UpsampleParams& p, const AxisSegments<A>& cols, int64_t first)
+      : first(first), count(std::min(kLanes, p.width - first)), source(cols.low[first]) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      // Columns behind the last repeat it.
+      const int64_t column = first + std::min(i, count - 1);
+      low[i] = cols.low[column] - static_cast<int32_t>(source);
+      high[i] = static_cast<int32_t>(std::min(source + low[i] + 1, p.cols - 1) - source);
+      weight[i] = cols.weight[column];
+    }
+    sources = high[count - 1] + 1;
+  }
+};
+
+// expanded [classes, 16]: `row` of an image's classes [k, k + classes), interpolated to columns. `end` is the end of
+// all logits. Scratch: window [classes, 16].
+template <class T>
+void expand_row(const UpsampleParams& p, const T* image, const T* end, int64_t row, int64_t k, int64_t classes,
+                const Columns<Acc<T>>& columns, Acc<T>* expanded, Acc<T>* window) {
+  using A = Acc<T>;
+  const int64_t class_stride = p.channels_last ? 1 : p.rows * p.cols, col_stride = p.channels_last ? p.classes : 1;
+  const T* from = image + k * class_stride + (row * p.cols + columns.source) * col_stride;
+  const Lanes<A> weight = load(columns.weight);
+  if (columns.sources > kLanes) {
+    for (int64_t c = 0; c < classes; ++c, from += class_stride) {
+      A low[kLanes], high[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        low[i] = from[columns.low[i] * col_stride];
+        high[i] = from[columns.high[i] * col_stride];
+      }
+      store(expanded + c * kLanes, load(low) + weight * (load(high) - load(low)));
+    }
+    return;
+  }
+  if (p.channels_last) {
+    for (int64_t i = 0; i < columns.sources; ++i) {
+      for (int64_t c = 0; c < classes; ++c) window[c * kLanes + i] = from[i * col_stride + c];
+    }
+  }
+  for (int64_t c = 0; c < classes; ++c, from += class_stride) {
+    // Behind the row's end lie other numbers, which are not picked; behind the last row nothing.
+    const Lanes<A> sources = p.channels_last        ? load(window + c * kLanes)
+                             : end - from >= kLanes ? load(from)
+                                                    : load(from, end - from);
+    const Lanes<A> low = pick(sources, columns.low);
+    store(expanded + c * kLanes, low + weight * (pick(sources, columns.high) - low));
+  }
+}
+
+// Sixteen columns of all rows between two rows of logits: value + weight * step, [classes, 16] each.
+template <class A>
+struct Between {
+  const A *value, *step;
+  int64_t classes;
+
+  Lanes<A> at(int64_t k, A weight) const { return load(value + k * kLanes) + weight * load(step + k * kLanes); }
+};
+
+// Two rows of logits interpolated to columns, for rows between them. Scratch: buffer [3, classes, 16].
+template <class T>
+Between<Acc<T>> expand_between(const UpsampleParams& p, const T* image, const T* end, int64_t row, int64_t k,
+                               int64_t classes, const Columns<Acc<T>>& columns, Acc<T>* buffer) {
+  Acc<T>*const value = buffer, *const step = value + classes * kLanes, *const window = step + classes * kLanes;
+  expand_row(p, image, end, row, k, classes, columns, value, window);
+  expand_row(p, image, end, std::min(row + 1, p.rows - 1), k, classes, columns, step, window);
+  for (int64_t c = 0; c < classes * kLanes; c += kLanes) store(step + c, load(step + c) - load(value + c));
+  return {value, step, classes};
+}
+
+// Rows that are taken together, for loads of `value` and `step` to serve all of them.
+constexpr int kRows = 4;
+
+// The largest value and the first class that has it.
+template <bool kLabels, int R, class A>
+PSPFAST_INLINE void find_largest(const Between<A>& between, const A* weights, Lanes<A> (&largest)[R],
+                                 Lanes<Integer<A>> (&label)[R]) {
+  for (int r = 0; r < R; ++r) {
+    largest[r] = between.at(0, weights[r]);
+    label[r] = Lanes<Integer<A>>{};
+  }
+  for (int64_t k = 1; k < between.classes; ++k) {
+    const Lanes<Integer<A>> candidate = Lanes<Integer<A>>{} + static_cast<Integer<A>>(k);
+    for (int r = 0; r < R; ++r) {
+      const Lanes<A> value = between.at(k, weights[r]);
+      if constexpr (kLabels) label[r] = value > largest[r] ? candidate : label[r];
+      largest[r] = value > largest[r] ? value : largest[r];
+    }
+  }
+}
+
+// `count` labels, to element `first`.
+template <class V>
+PSPFAST_INLINE void store_labels(LabelType type, void* labels, int64_t first, V lanes, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    switch (type) {
+      case LabelType::kUInt8: static_cast<uint8_t*>(labels)[first + i] = static_cast<uint8_t>(lanes[i]); break;
+      case LabelType::kInt32: static_cast<int32_t*>(labels)[first + i] = static_cast<int32_t>(lanes[i]); break;
+      case LabelType::kInt64: static_cast<int64_t*>(labels)[first + i] = lanes[i]; break;
+    }
+  }
+}
+
+// Calls f(first row, Constant<number of rows>) until the rows [begin, end) are covered.
+template <class F>
+PSPFAST_INLINE void for_each_rows(int64_t begin, int64_t end, const F& f) {
+  int64_t row = begin;
+  for (; row + kRows <= end; row += kRows) f(row, Constant<kRows>{});
+  for (; row < end; ++row) f(row, Constant<1>{});
+}

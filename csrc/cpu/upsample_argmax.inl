@@ -1,0 +1,66 @@
+// Loops of upsample_argmax and upsample_softmax on one thread, included once per vector level.
+#include "upsample.inl"
+
+// The image's rows that read row `source` of its logits, and the row behind it. `end` is the end of all logits, label
+// `first_label` the image's first. Scratch: buffer [3, K, 16].
+template <class T>
+void argmax_of_rows(const UpsampleParams& p, const AxisSegments<Acc<T>>& rows, const AxisSegments<Acc<T>>& cols,
+                    int64_t source, const T* image, const T* end, LabelType type, void* labels, int64_t first_label,
+                    Acc<T>* buffer) {
+  using A = Acc<T>;
+  for (int64_t first = 0; first < p.width; first += kLanes) {
+    const Columns<A> columns(p, cols, first);
+    const Between<A> between = expand_between(p, image, end, source, 0, p.classes, columns, buffer);
+    for_each_rows(rows.first[source], rows.first[source + 1], [&](int64_t row, auto count) {
+      constexpr int R = decltype(count)::value;
+      Lanes<A> largest[R];
+      Lanes<Integer<A>> label[R];
+      find_largest<true>(between, &rows.weight[row], largest, label);
+      for (int r = 0; r < R; ++r) {
+        store_labels(type, labels, first_label + (row + r) * p.width + first, label[r], columns.count);
+      }
+    });
+  }
+}
+
+// As above; `probabilities` is the image's. Scratch: buffer [4, K, 16].
+template <class T>
+void softmax_of_rows(const UpsampleParams& p, const SoftmaxOutput& output, const AxisSegments<Acc<T>>& rows,
+                     const AxisSegments<Acc<T>>& cols, int64_t source, const T* image, const T* end,
+                     Acc<T>* probabilities, Acc<T>* buffer) {
+  using A = Acc<T>;
+  A* const power = buffer + 3 * p.classes * kLanes;
+  for (int64_t first = 0; first < p.width; first += kLanes) {
+    const Columns<A> columns(p, cols, first);
+    const Between<A> between = expand_between(p, image, end, source, 0, p.classes, columns, buffer);
+    for (int64_t row = rows.first[source]; row < rows.first[source + 1]; ++row) {
+      // In the order of the output.
+      const int64_t col = output.flip ? p.width - first - columns.count : first;
+      A* const to = probabilities + row * output.row_stride + col * output.col_stride;
+      // Classes lie far apart: their memory is asked for before it is needed.
+      for (int64_t k = 0; k < p.classes; ++k) __builtin_prefetch(to + k * output.class_stride, 1);
+      Lanes<A> largest[1], sum = {};
+      Lanes<Integer<A>> label[1];
+      find_largest<false>(between, &rows.weight[row], largest, label);
+      for (int64_t k = 0; k < p.classes; ++k) {
+        const Lanes<A> of_class = exp_of_negative(between.at(k, rows.weight[row]) - largest[0]);
+        sum += of_class;
+        store(power + k * kLanes, of_class);
+      }
+      const Lanes<A> scale = static_cast<A>(output.weight) / sum;
+      for (int64_t k = 0; k < p.classes; ++k) {
+        A* const at = to + k * output.class_stride;
+        Lanes<A> value = load(power + k * kLanes) * scale;
+        if (!output.flip && output.col_stride == 1 && columns.count == kLanes) {
+          store(at, output.add ? load(at) + value : value);
+          continue;
+        }
+        for (int64_t i = 0; i < columns.count; ++i) {
+          A& element = at[i * output.col_stride];
+          const A v = value[output.flip ? columns.count - 1 - i : i];
+          element = output.add ? element + v : v;
+        }
+      }
+    }
+  }
+}

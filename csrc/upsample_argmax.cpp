@@ -1,0 +1,107 @@
+// upsample_argmax and upsample_softmax: schemas, checks, allocation, choice of the CPU or CUDA kernel.
+#include "upsample_argmax.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "upsample_checks.h"
+
+#ifdef PSPFAST_WITH_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace pspfast {
+namespace {
+
+at::Tensor upsample_argmax(const at::Tensor& logits, int64_t height, int64_t width, bool align_corners,
+                           std::optional<at::ScalarType> dtype) {
+  constexpr auto op = "upsample_argmax";
+  const UpsampleParams params = make_upsample_params(op, logits, height, width, align_corners);
+  const at::ScalarType label_dtype = dtype.value_or(default_label_type(params.classes));
+  const LabelType label_type = check_label_type(op, label_dtype, params.classes);
+  const at::Tensor dense = dense_logits(params, logits);
+  at::Tensor labels = at::empty({params.batch, height, width}, logits.options().dtype(label_dtype));
+  if (labels.numel() == 0) {
+    return labels;
+  }
+#ifdef PSPFAST_WITH_CUDA
+  if (logits.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(logits.device());
+    C10_CUDA_CHECK(cuda::upsample_argmax(params, dense.const_data_ptr(), label_type, labels.mutable_data_ptr(),
+                                         c10::cuda::getCurrentCUDAStream()));
+    return labels;
+  }
+#endif
+  cpu::upsample_argmax(params, dense.const_data_ptr(), label_type, labels.mutable_data_ptr());
+  return labels;
+}
+
+void call_softmax(const UpsampleParams& params, const at::Tensor& logits, bool flip, bool add, double weight,
+                  at::Tensor& out) {
+  if (out.numel() == 0) {
+    return;
+  }
+  const at::Tensor dense = dense_logits(params, logits);
+  const SoftmaxOutput output{out.stride(0), out.stride(1), out.stride(2), out.stride(3), flip, add, weight};
+#ifdef PSPFAST_WITH_CUDA
+  if (logits.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(logits.device());
+    C10_CUDA_CHECK(cuda::upsample_softmax(params, output, dense.const_data_ptr(), out.mutable_data_ptr<float>(),
+                                          c10::cuda::getCurrentCUDAStream()));
+    return;
+  }
+#endif
+  cpu::upsample_softmax(params, output, dense.const_data_ptr(), out.mutable_data_ptr());
+}
+
+at::Tensor upsample_softmax(const at::Tensor& logits, int64_t height, int64_t width, bool align_corners, bool flip,
+                            double weight) {
+  const UpsampleParams params = make_upsample_params("upsample_softmax", logits, height, width, align_corners);
+  at::Tensor out = at::empty({params.batch, params.classes, height, width}, logits.options().dtype(sum_type(params)));
+  call_softmax(params, logits, flip, /*add=*/false, weight, out);
+  return out;
+}
+
+void upsample_softmax_add(at::Tensor& out, const at::Tensor& logits, bool align_corners, bool flip, double weight) {
+  constexpr auto op = "upsample_softmax";
+  TORCH_CHECK_VALUE(
+      out.dim() == 4 && logits.dim() == 4 && out.size(0) == logits.size(0) && out.size(1) == logits.size(1), op,
+      ": out: expected [N, K, H, W] with N and K of logits ", logits.sizes(), ", got shape ", out.sizes());
+  TORCH_CHECK_VALUE(out.device() == logits.device(), op, ": out: expected device ", logits.device(), " as logits, got ",
+                    out.device());
+  const UpsampleParams params = make_upsample_params(op, logits, out.size(2), out.size(3), align_corners);
+  TORCH_CHECK_TYPE(out.scalar_type() == sum_type(params), op, ": out: expected ", sum_type(params), ", got ",
+                   out.scalar_type());
+  call_softmax(params, logits, flip, /*add=*/true, weight, out);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pspfast, m) {
+  m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType? dtype) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "upsample_softmax(Tensor logits, SymInt height, SymInt width, bool align_corners, bool flip, float weight)"
+      " -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def("upsample_softmax_add(Tensor(a!) out, Tensor logits, bool align_corners, bool flip, float weight) -> ()",
+        {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(pspfast, CPU, m) {
+  m.impl("upsample_argmax", &upsample_argmax);
+  m.impl("upsample_softmax", &upsample_softmax);
+  m.impl("upsample_softmax_add", &upsample_softmax_add);
+}
+
+#ifdef PSPFAST_WITH_CUDA
+TORCH_LIBRARY_IMPL(pspfast, CUDA, m) {
+  m.impl("upsample_argmax", &upsample_argmax);
+  m.impl("upsample_softmax", &upsample_softmax);
+  m.impl("upsample_softmax_add", &upsample_softmax_add);
+}
+#endif
+
+}  // namespace pspfast
