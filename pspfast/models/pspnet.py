@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from pspfast.models.pyramid import PyramidConv2d, PyramidHead, PyramidPriors
 from pspfast.models.resnet import Dilation, Stem, load_imagenet_weights, make_backbone
+from pspfast.ops import upsample_argmax, upsample_cross_entropy
 
 
 class PSPNet(nn.Module):
@@ -98,7 +101,9 @@ class PSPNet(nn.Module):
         conv = _conv3x3(channels // 2, aux_channels)
         self.aux = nn.Sequential(*_classifier(conv, classes, dropout))
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, y: Tensor | None = None, *, upsample: bool = True
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Logits in evaluation; labels and losses in training.
 
         Args:
@@ -109,10 +114,14 @@ class PSPNet(nn.Module):
             y: labels ``[N, h, w]``, needed in training; h = floor((H - 1) z / 8) + 1 with
                 z = ``zoom_factor``, so h = H for the default of 8, and w likewise. Labels of larger
                 images are brought there by ``y[:, :: 8 // z, :: 8 // z]``.
+            upsample: False leaves the logits of evaluation at the resolution of the features, for
+                :func:`pspfast.ops.upsample_argmax` and ``upsample_softmax``.
 
         Returns:
             In evaluation logits ``[N, K, h, w]``. In training ``(labels [N, h, w], main_loss,
-            aux_loss)``; the auxiliary loss is not weighted yet (semseg adds 0.4 of it).
+            aux_loss)``; the auxiliary loss is not weighted yet (semseg adds 0.4 of it). Where the
+            criterion is an ``nn.CrossEntropyLoss`` that takes the mean, losses and labels come from
+            :func:`pspfast.ops.upsample_cross_entropy`, which gives 0 where no pixel counts.
 
         Raises:
             ValueError: x has another shape; or the criterion has an ``ignore_index`` and y another
@@ -129,12 +138,23 @@ class PSPNet(nn.Module):
         x = self.layer2(self.layer1(self.layer0(x)))
         x_aux = self.layer3(x)
         x = self.layer4(x_aux)
-        x = self.cls(x, self.ppm(x)) if self.use_ppm else self.cls(x)
-        logits = self._zoom(x, padded, size)
+        logits = self.cls(x, self.ppm(x)) if self.use_ppm else self.cls(x)
         if not self.training:
-            return logits
-        aux_logits = self._zoom(self.aux(x_aux), padded, size)
-        return logits.argmax(1), self.criterion(logits, y), self.criterion(aux_logits, y)
+            return self._zoom(logits, padded, size) if upsample else logits
+        assert y is not None
+        aux_logits = self.aux(x_aux)
+        criterion = self.criterion
+        if (
+            type(criterion) is nn.CrossEntropyLoss
+            and criterion.reduction == "mean"
+            and not y.is_floating_point()
+        ):
+            loss = self._upsample_loss(criterion, y, padded)
+            main_loss, labels = loss(logits, return_argmax=True)
+            return labels[:, : size[0], : size[1]].long(), main_loss, loss(aux_logits)
+        logits = self._zoom(logits, padded, size)
+        aux_logits = self._zoom(aux_logits, padded, size)
+        return logits.argmax(1), criterion(logits, y), criterion(aux_logits, y)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
@@ -154,15 +174,17 @@ class PSPNet(nn.Module):
         self.eval()
         try:
             padded = self._pad(images)
-            logits = self(padded)
+            logits = self(padded, upsample=False)
         finally:
             for module in training:
                 module.training = True
-        if logits.shape[2:] != padded.shape[2:]:
-            logits = F.interpolate(
-                logits, padded.shape[2:], mode="bilinear", align_corners=self.align_corners
+        if self.zoom_factor in (2, 4):
+            # The resolution between, at which forward returns logits.
+            logits = self._interpolate(
+                logits, [(s - 1) * self.zoom_factor // 8 + 1 for s in padded.shape[2:]]
             )
-        return logits[:, :, : images.shape[2], : images.shape[3]].argmax(1)
+        labels = upsample_argmax(logits, padded.shape[2:], align_corners=self.align_corners)
+        return labels[:, : images.shape[2], : images.shape[3]].long()
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pads to a size at which the corners of the features are aligned with pixels."""
@@ -174,10 +196,27 @@ class PSPNet(nn.Module):
     def _zoom(self, logits: Tensor, padded: list[int], size: list[int]) -> Tensor:
         """Interpolates to the padded image's resolution and cuts the padding off."""
         if self.zoom_factor != 1:
-            logits = F.interpolate(
-                logits, padded, mode="bilinear", align_corners=self.align_corners
-            )
+            logits = self._interpolate(logits, padded)
         return logits[:, :, : size[0], : size[1]]
+
+    def _interpolate(self, logits: Tensor, size: list[int]) -> Tensor:
+        return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
+
+    def _upsample_loss(
+        self, criterion: nn.CrossEntropyLoss, y: Tensor, padded: list[int]
+    ) -> Callable[..., Any]:
+        """The criterion as a function of logits at the resolution of the features."""
+        bottom, right = padded[0] - y.shape[1], padded[1] - y.shape[2]
+        if bottom or right:
+            y = F.pad(y, (0, right, 0, bottom), value=criterion.ignore_index)
+        return partial(
+            upsample_cross_entropy,
+            target=y,
+            ignore_index=criterion.ignore_index,
+            align_corners=self.align_corners,
+            weight=criterion.weight,
+            label_smoothing=criterion.label_smoothing,
+        )
 
     def _check_target(self, x: Tensor, y: Tensor | None, size: list[int]) -> None:
         if y is None:

@@ -1,5 +1,14 @@
 from pspfast.ops.pyramid_concat import pyramid_concat
 from pspfast.ops.pyramid_conv2d import pyramid_conv2d
 from pspfast.ops.pyramid_pool import pyramid_pool
+from pspfast.ops.upsample_argmax import upsample_argmax, upsample_softmax
+from pspfast.ops.upsample_loss import upsample_cross_entropy
 
-__all__ = ["pyramid_concat", "pyramid_conv2d", "pyramid_pool"]
+__all__ = [
+    "pyramid_concat",
+    "pyramid_conv2d",
+    "pyramid_pool",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+    "upsample_softmax",
+]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pspfast import backends
+
 # kMaxLevels, kMaxAxisBins and kMaxAxisSize of csrc/geometry.h.
 _MAX_LEVELS = 8
 _MAX_AXIS_BINS = 64
@@ -21,7 +23,9 @@ def is_channels_last(x: Tensor) -> bool:
 def check_map(op: str, name: str, x: Tensor) -> None:
     if x.dim() != 4:
         raise ValueError(f"{op}: {name}: expected [N, C, H, W], got shape {list(x.shape)}")
-    if not x.is_floating_point():
+    # Only the kernels for GPUs have no float64.
+    is_gpu_double = x.dtype == torch.float64 and x.device.type != "cpu"
+    if not x.is_floating_point() or (is_gpu_double and backends.select(op, x) != "reference"):
         raise TypeError(f"{op}: {name}: expected float32, float16 or bfloat16, got {x.dtype}")
     height, width = x.shape[2:]
     if not (1 <= height <= _MAX_AXIS_SIZE and 1 <= width <= _MAX_AXIS_SIZE):
@@ -57,3 +61,8 @@ def check_same(op: str, name: str, tensor: Tensor, like: str, other: Tensor) -> 
         raise ValueError(
             f"{op}: {name}: expected device {other.device} as {like}, got {tensor.device}"
         )
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums of numbers of this dtype are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

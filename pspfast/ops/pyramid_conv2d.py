@@ -26,6 +26,7 @@ from pspfast.ops._checks import (
     check_priors,
     check_same,
     is_channels_last,
+    sum_dtype,
 )
 from pspfast.ops.pyramid_concat import pyramid_concat_reference
 
@@ -142,10 +143,6 @@ def _check_inputs(
         check_same(op, "bias", bias, "x", x)
 
 
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _mix_by_matmul(
     priors: Tensor, weight: Tensor, bins: Sequence[int], levels_first: bool
 ) -> tuple[Tensor, Tensor]:
@@ -163,7 +160,7 @@ def _mix_by_matmul(
         filters = part.permute(0, 2, 3, 1).reshape(-1, reduction)
         product = level.transpose(1, 2) @ filters.t()
         mixed.append(product.unflatten(2, (out_channels, k, k)).movedim(2, 4))
-    return torch.cat(mixed, dim=1).to(_sum_dtype(priors.dtype)), weight_x
+    return torch.cat(mixed, dim=1).to(sum_dtype(priors.dtype)), weight_x
 
 
 def _mix_fake(
@@ -171,7 +168,7 @@ def _mix_fake(
 ) -> tuple[Tensor, Tensor]:
     out_channels, channels, k, _ = weight.shape
     batch, reduction, bin_count = priors.shape
-    mixed = priors.new_empty((batch, bin_count, k, k, out_channels), dtype=_sum_dtype(priors.dtype))
+    mixed = priors.new_empty((batch, bin_count, k, k, out_channels), dtype=sum_dtype(priors.dtype))
     return mixed, _empty_like_weight(weight, channels - len(bins) * reduction)
 
 
@@ -237,7 +234,7 @@ def _upsample_add_backward_fake(
     batch, channels = grad.shape[:2]
     bin_count = sum(b * b for b in bins)
     return grad.new_empty(
-        (batch, bin_count, kernel_size, kernel_size, channels), dtype=_sum_dtype(grad.dtype)
+        (batch, bin_count, kernel_size, kernel_size, channels), dtype=sum_dtype(grad.dtype)
     )
 
 

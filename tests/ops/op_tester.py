@@ -91,7 +91,7 @@ class OpTester:
             eager = self.forward_backward(self.reference, tensors, args)
             ours = self.forward_backward(self.op, tensors, args)
             for got, other, expected in zip(ours, eager, exact, strict=True):
-                assert got.dtype == dtype
+                assert got.dtype == other.dtype
                 assert got.shape == expected.shape
                 if not expected.numel():
                     continue

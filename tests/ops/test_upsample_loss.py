@@ -1,0 +1,268 @@
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_tester import OpTester
+from torch import Tensor
+
+import pspfast
+from pspfast.ops import upsample_cross_entropy
+
+
+def upsampled(logits: Tensor, size: tuple[int, ...], align_corners: bool = True) -> Tensor:
+    return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+
+
+def some_target(batch: int, classes: int, size: tuple[int, int]) -> Tensor:
+    """Classes in some order; every fifth pixel is ignored."""
+    pixel = torch.arange(batch * size[0] * size[1]).reshape(batch, *size)
+    return torch.where(pixel % 5 == 4, 255, pixel * 7 // 3 % classes)
+
+
+class TestUpsampleLoss(OpTester):
+    """Cases are [logits], (size, align_corners, label_smoothing, weighted)."""
+
+    cases: ClassVar = [
+        ([(2, 3, 4, 5)], ((9, 7), True, 0.0, False)),
+        ([(1, 4, 3, 2)], ((5, 4), False, 0.1, True)),
+        ([(2, 21, 9, 8)], ((65, 57), True, 0.0, True)),
+        ([(1, 150, 7, 9)], ((49, 65), False, 0.2, False)),
+        ([(1, 33, 8, 3)], ((8, 3), True, 0.0, False)),
+        ([(1, 5, 20, 70)], ((7, 19), True, 0.0, True)),
+        ([(1, 2, 20, 70)], ((3, 4), False, 1.0, False)),
+        ([(2, 7, 1, 1)], ((33, 18), True, 0.0, False)),
+        ([(1, 300, 2, 1)], ((1, 1), False, 0.3, True)),
+        ([(1, 1, 3, 3)], ((17, 17), True, 0.0, False)),
+    ]
+    overloads: ClassVar = [
+        (
+            torch.ops.pspfast.upsample_loss,
+            [(2, 3, 4, 5)],
+            (some_target(2, 3, (9, 7)), None, 255, True, 0.1, labels),
+        )
+        for labels in (False, True)
+    ]
+
+    def op(self, logits: Tensor, *args: Any) -> Tensor:
+        size, align_corners, label_smoothing, weighted = args
+        classes = logits.shape[1]
+        return upsample_cross_entropy(
+            logits,
+            some_target(logits.shape[0], classes, size),
+            align_corners=align_corners,
+            label_smoothing=label_smoothing,
+            weight=torch.linspace(0.5, 2, classes).to(logits.dtype) if weighted else None,
+        )
+
+    def reference(self, logits: Tensor, *args: Any) -> Tensor:
+        size, align_corners, label_smoothing, weighted = args
+        classes = logits.shape[1]
+        loss = F.cross_entropy(
+            upsampled(logits, size, align_corners),
+            some_target(logits.shape[0], classes, size),
+            torch.linspace(0.5, 2, classes).to(logits.dtype) if weighted else None,
+            ignore_index=255,
+            label_smoothing=label_smoothing,
+        )
+        return loss if logits.dtype == torch.float64 else loss.float()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    source=st.tuples(*[st.integers(1, 20)] * 2),
+    size=st.tuples(*[st.integers(1, 60)] * 2),
+    classes=st.integers(1, 40),
+    align_corners=st.booleans(),
+    label_smoothing=st.sampled_from([0.0, 0.1]),
+    channels_last=st.booleans(),
+)
+def test_any_size(
+    source: tuple[int, int],
+    size: tuple[int, int],
+    classes: int,
+    align_corners: bool,
+    label_smoothing: float,
+    channels_last: bool,
+) -> None:
+    logits = torch.randn(2, classes, *source, dtype=torch.float64)
+    if channels_last:
+        logits = logits.contiguous(memory_format=torch.channels_last)
+    logits.requires_grad_()
+    target = some_target(2, classes, size)
+    ours, labels = upsample_cross_entropy(
+        logits,
+        target,
+        align_corners=align_corners,
+        label_smoothing=label_smoothing,
+        return_argmax=True,
+    )
+    full = upsampled(logits, size, align_corners)
+    expected = F.cross_entropy(full, target, ignore_index=255, label_smoothing=label_smoothing)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(2.5 * ours, logits), torch.autograd.grad(2.5 * expected, logits)
+    )
+    # Equal to rounding, where not equal.
+    chosen = full.gather(1, labels[:, None].long())[:, 0]
+    torch.testing.assert_close(chosen, full.amax(1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_nothing_counts(backend: str, weighted: bool) -> None:
+    logits = torch.randn(2, 3, 4, 5, requires_grad=True)
+    weight = torch.ones(3) if weighted else None
+    with pspfast.backend(backend):
+        loss = upsample_cross_entropy(logits, torch.full((2, 9, 7), 255), weight=weight)
+        loss.backward()
+    assert loss == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_no_image(backend: str) -> None:
+    logits = torch.zeros(0, 3, 4, 5, requires_grad=True)
+    with pspfast.backend(backend):
+        loss, labels = upsample_cross_entropy(
+            logits, torch.zeros(0, 9, 7, dtype=torch.long), return_argmax=True
+        )
+    loss.backward()
+    assert loss == 0
+    assert labels.shape == (0, 9, 7)
+    assert logits.grad.shape == logits.shape
+
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_any_integers(dtype: torch.dtype) -> None:
+    logits, target = torch.randn(2, 3, 4, 5), some_target(2, 3, (9, 7))
+    ignore_index = 255
+    if dtype == torch.int8:
+        target[target == 255] = ignore_index = -1
+    expected = F.cross_entropy(upsampled(logits, (9, 7)), target, ignore_index=ignore_index)
+    got = upsample_cross_entropy(logits, target.to(dtype), ignore_index=ignore_index)
+    torch.testing.assert_close(got, expected)
+
+
+def test_ignored_class() -> None:
+    logits, target = torch.randn(2, 3, 4, 5), some_target(2, 3, (9, 7)) % 3
+    expected = F.cross_entropy(upsampled(logits, (9, 7)), target, ignore_index=1)
+    torch.testing.assert_close(upsample_cross_entropy(logits, target, ignore_index=1), expected)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
+def test_large_logits(scale: float) -> None:
+    logits = (scale * torch.randn(1, 21, 5, 5)).requires_grad_()
+    target = some_target(1, 21, (33, 33))
+    exact = logits.detach().double().requires_grad_()
+    expected = F.cross_entropy(upsampled(exact, (33, 33)), target, ignore_index=255)
+    loss = upsample_cross_entropy(logits, target)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_logits_that_differ_much_between_neighbours() -> None:
+    """A shift by the larger of two neighbours' maxima would leave nothing between them."""
+    logits = torch.full((1, 3, 1, 2), -100.0)
+    logits[0, 0, 0, 0] = logits[0, 1, 0, 1] = 100.0
+    target = torch.zeros(1, 1, 9, dtype=torch.long)
+    expected = F.cross_entropy(upsampled(logits, (1, 9)), target)
+    torch.testing.assert_close(upsample_cross_entropy(logits, target), expected)
+
+
+def test_nan_reaches_the_loss() -> None:
+    logits = torch.randn(1, 3, 4, 4)
+    logits[0, 2, 1, 1] = torch.nan
+    assert upsample_cross_entropy(logits, torch.zeros(1, 9, 9, dtype=torch.long)).isnan()
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(256, torch.uint8), (257, torch.int32)])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_labels(backend: str, classes: int, dtype: torch.dtype) -> None:
+    logits = torch.randn(1, classes, 4, 5)
+    with pspfast.backend(backend):
+        _, labels = upsample_cross_entropy(
+            logits, some_target(1, 200, (25, 33)), return_argmax=True
+        )
+    assert labels.dtype == dtype
+    assert torch.equal(labels.long(), upsampled(logits, (25, 33)).argmax(1))
+
+
+def test_keeps_the_logits_and_a_number_a_pixel() -> None:
+    logits = torch.randn(2, 40, 9, 9, requires_grad=True)
+    target = some_target(2, 40, (65, 65)).to(torch.uint8)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        upsample_cross_entropy(logits, target)
+    sizes = sorted(t.nbytes for t in kept)
+    assert sizes[-2:] == sorted([logits.nbytes, 4 * target.numel()])
+    assert sum(sizes[:-2]) <= target.nbytes + 16
+
+
+def test_allocates_nothing_of_the_size_of_upsampled_logits() -> None:
+    logits = torch.randn(2, 40, 9, 9, requires_grad=True)
+    target = some_target(2, 40, (65, 65))
+
+    def largest_allocation() -> int:
+        with torch.profiler.profile(profile_memory=True) as profiler:
+            upsample_cross_entropy(logits, target, return_argmax=True)[0].backward()
+        events = profiler.profiler.kineto_results.events()
+        return max(event.nbytes() for event in events if event.name() == "[memory]")
+
+    # A class's share of them is a plane of float.
+    plane = 4 * target.numel()
+    assert largest_allocation() <= 2 * plane
+    with pspfast.backend("reference"):
+        assert largest_allocation() >= 40 * plane
+
+
+LOGITS, TARGET = torch.zeros(2, 3, 4, 4), torch.zeros(2, 9, 9, dtype=torch.long)
+WRONG_LABEL = TARGET.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(7))
+BAD_INPUTS = [
+    ({"logits": LOGITS[0]}, ValueError, "(logits|target): expected"),
+    ({"logits": LOGITS.long()}, TypeError, "logits: expected float32"),
+    ({"target": TARGET[:1]}, ValueError, r"target: expected \[N, H, W\] .* got shape \[1, 9, 9\]"),
+    ({"target": TARGET.float()}, TypeError, "target: expected integers, got"),
+    ({"target": TARGET.bool()}, TypeError, "target: expected integers, got"),
+    ({"weight": torch.ones(4)}, ValueError, r"weight: expected \[K\] with K = 3, got shape \[4\]"),
+    ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected 0 to 1, got 1.5"),
+    ({"target": WRONG_LABEL}, ValueError, r"target: expected labels 0 to 2 or 255 .*got .*7"),
+    ({"target": WRONG_LABEL - 1}, ValueError, r"target: expected labels 0 to 2 or 255 .*got .*-1"),
+]
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: bad[2][:20])
+def test_errors(backend: str, bad: tuple[Any, ...]) -> None:
+    changed, error, message = bad
+    arguments = {"logits": LOGITS, "target": TARGET} | changed
+    with (
+        pspfast.backend(backend),
+        pytest.raises(error, match=f"^upsample_cross_entropy: {message}"),
+    ):
+        upsample_cross_entropy(arguments.pop("logits"), arguments.pop("target"), **arguments)
+
+
+def test_backward_errors() -> None:
+    backward = torch.ops.pspfast.upsample_loss_backward
+    scale, lse = torch.tensor(1.0), torch.zeros(2, 9, 9)
+    with pytest.raises(ValueError, match=r"lse: expected shape \[2, 9, 9\], got \[2, 9, 8\]"):
+        backward(scale, LOGITS, TARGET, None, lse[..., 1:], 255, True, 0.0)
+    with pytest.raises(TypeError, match="lse: expected Float, got Double"):
+        backward(scale, LOGITS, TARGET, None, lse.double(), 255, True, 0.0)
+    with pytest.raises(ValueError, match=r"scale: expected one number, got shape \[2\]"):
+        backward(torch.ones(2), LOGITS, TARGET, None, lse, 255, True, 0.0)
+
+
+def test_backward_contract() -> None:
+    """The one op without a gradient of its own: double backward goes through plain PyTorch."""
+    lse = torch.randn(2, 9, 9)
+    arguments = (torch.tensor(1.0), torch.randn(2, 3, 4, 4), TARGET, None, lse, 255, True, 0.0)
+    torch.library.opcheck(torch.ops.pspfast.upsample_loss_backward, arguments)
