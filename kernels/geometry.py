@@ -81,10 +81,8 @@ def locate_axis_bins(o_u, BINS: tl.constexpr):
 def map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST: tl.constexpr):
     """Offsets [columns, channels] of a row of a map [N, C, H, W]; int64 if ``i_n``, ``o_c`` are."""
     if CHANNELS_LAST:
-        offsets = ((i_n * height + row) * width + o_w)[:, None] * channels + o_c[None, :]
-    else:
-        offsets = ((i_n * channels + o_c) * height + row)[None, :] * width + o_w[:, None]
-    return offsets
+        return ((i_n * height + row) * width + o_w)[:, None] * channels + o_c[None, :]
+    return ((i_n * channels + o_c) * height + row)[None, :] * width + o_w[:, None]
 
 
 @triton.jit
@@ -122,7 +120,7 @@ def interpolation_weight(position, size, source, sources, ALIGN_CORNERS: tl.cons
     numerator = tl.maximum(step * position + offset, 0)
     numerator = tl.minimum(numerator, (sources - 1) * denominator)
     # Off the axis: two away from the first source.
-    on_axis = (0 <= position) & (position < size)
+    on_axis = (position >= 0) & (position < size)
     numerator = tl.where(on_axis, numerator, -2 * denominator)
     distance = tl.abs(numerator - source * denominator).to(tl.float32) * (1.0 / denominator)
     return tl.maximum(1.0 - distance, 0.0)
@@ -137,6 +135,6 @@ def weighted_positions(source, size, sources, ALIGN_CORNERS: tl.constexpr):
     # source aligned, all are 0.
     begin = tl.maximum((source - 1) * denominator - offset + step, 0) // tl.maximum(step, 1)
     end = tl.maximum((source + 1) * denominator - offset + step - 1, 0) // tl.maximum(step, 1)
-    begin = tl.where(source == 0, 0, begin)
+    # Behind the last source's coordinate, weights stay.
     end = tl.where(source == sources - 1, size, end)
     return begin, tl.minimum(end, size)

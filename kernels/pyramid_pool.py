@@ -175,10 +175,7 @@ def pyramid_pool_backward(
 ) -> Tensor:
     """Gradient ``[N, C, H, W]`` of x for the gradient ``[N, C, S]`` of its pools."""
     batch, channels, bin_count = grad.shape
-    if channels_last:
-        grad = grad.transpose(1, 2).contiguous()
-    else:
-        grad = grad.contiguous()
+    grad = (grad.transpose(1, 2) if channels_last else grad).contiguous()
     grad_x = empty_map(grad, (batch, channels, height, width), channels_last)
     block_c, block_w, divisor = _blocks(batch, channels, width, channels_last)
     grid = (batch * -(-channels // block_c),)

@@ -3,23 +3,22 @@
 from collections.abc import Sequence
 
 import torch
-import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
 from .launch import column_block, dense, empty_map, width_divisor
 from .pyramid_upsample_kernels import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
 
-# Channels of a program at most. Forward, channels share the weights of the columns: as many as
-# registers allow, 64 columns of floats being 32 of 128 threads' each. Backward, a program has three
-# such blocks, of which the loads of the next two rows are in shared memory.
+# Channels of a program at most. Forward, channels share the weights of the columns, so many is
+# better: 64, of 64 columns, are 32 registers of each of 128 threads. Backward, a thread holds three
+# such blocks for three rows of taps, and 64 would spill.
 _FORWARD_CHANNELS = 64
 _BACKWARD_CHANNELS = 32
 
 
 def _channel_block(channels: int, most: int) -> int:
     # tl.dot takes 16 or more.
-    return min(most, max(16, triton.next_power_of_2(channels)))
+    return 16 if channels <= 16 else 32 if channels <= 32 else most
 
 
 def pyramid_concat_forward(
@@ -105,7 +104,7 @@ def _backward(
     sum_levels: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Gradient ``[N, S, k, k, channels]`` of the values that were upsampled to the last channels."""
+    """Gradient ``[N, S, k, k, channels]`` of the values that the map's last channels upsample."""
     grad, channels_last = dense(grad)
     batch, map_channels, height, width = grad.shape
     bin_count = sum(b * b for b in bins)
@@ -145,8 +144,8 @@ def _backward(
 def pyramid_concat_backward(
     grad: Tensor, bins: Sequence[int], align_corners: bool, channels: int
 ) -> Tensor:
-    """Gradient ``[N, R, S]`` of the priors; R is ``channels``. Reads only the last L * R channels
-    of grad, unless its strides ask for a copy."""
+    """Gradient ``[N, R, S]`` of the priors, ``[N, S, R]`` in memory; R is ``channels``. Reads only
+    the last L * R channels of grad, unless its strides ask for a copy."""
     grad_priors = _backward(grad, channels, bins, align_corners, 1, False, grad.dtype)
     return grad_priors.flatten(1, 3).transpose(1, 2)
 

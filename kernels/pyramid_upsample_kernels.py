@@ -1,9 +1,12 @@
 """Bilinear upsampling of a pyramid, and its transposition: fixed order, bit-reproducible.
 
-Both are separable: A_b of the rows, A_b of the columns, the latter as a product of small matrices.
-Forward, a program mixes the bins of one row of the map first, for a block of channels, and spreads
-them over the columns. Backward, a program gathers for one row of bins: it sums the rows of the map
-first and their columns at the end.
+``csrc/pyramid_upsample.h`` has the formula. Its weights A_b[i, u], of position i and source u of b,
+are separable: those of rows times those of columns. Forward, a program mixes the rows of bins for
+one row of the map, for a block of channels, and then spreads the columns of bins over the map's
+columns by a product of matrices. Backward, a program gathers for one row of bins: it sums rows of
+the map first, and their columns at the end by the transposed product.
+
+Products are in float32 throughout ("ieee"): tensor cores would round the weights to 11 bits.
 """
 
 import triton
@@ -17,8 +20,8 @@ from .geometry import (
     weighted_positions,
 )
 
-# Rows or columns of a product, the fewest that tl.dot takes: (column of bins, tap) pairs. All
-# levels of (1, 2, 3, 6) have 36 with three taps, of which every row of the map needs all.
+# A product sums over pairs of a column of bins and a tap's kx, in rounds of the fewest that tl.dot
+# takes: (1, 2, 3, 6) has 12 * 3 pairs, its last level 6 * 3. Backward, they are the result's rows.
 _BLOCK_K = tl.constexpr(16)
 
 
@@ -51,11 +54,12 @@ def _upsample(
     KERNEL_SIZE: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
 ):
-    """[columns, channels] of a row of the map: the sum over columns of bins, which are counted over
-    all levels, of an image's values."""
+    """Upsampled [columns, channels] of a row of the map: the sum over the given columns of bins,
+    which are counted over all levels. Values are an image's [S, k, k, channels], of these strides.
+    """
     b_sum = tl.zeros([o_w.shape[0], o_c.shape[0]], tl.float32)
     o_value = (o_c * channel_stride)[None, :]
-    # Taps beside the map are zero.
+    # What a tap reads above or below the map is zero.
     first_i = tl.maximum(row - KERNEL_SIZE // 2, 0)
     end_i = tl.minimum(row + KERNEL_SIZE // 2 + 1, height)
     end_k = end_bin_column * KERNEL_SIZE
@@ -206,6 +210,7 @@ def add_fwd_kernel(
 
 @triton.jit
 def _store_sums(p_sums, b_weight, b_rows, m_sums):
+    """Weighted sums [pairs, channels] of rows [columns, channels]."""
     b_sums = tl.dot(b_weight, b_rows, input_precision="ieee")
     tl.store(p_sums, b_sums.to(p_sums.dtype.element_ty), mask=m_sums)
 
@@ -232,9 +237,9 @@ def bwd_kernel(
 ):
     """A program gathers for a row of bins of a level, over a block of columns of the map.
 
-    It reads the rows of the map that lie between the neighbouring rows of bins, so that a level
-    reads the map at most twice (once for one bin, 1.8 times for six), a tap's row at either side
-    aside. Programs of the same channels are neighbours: only the first read leaves the L2 cache.
+    It reads the rows of the map between the neighbouring rows of bins, and one more at either side
+    for taps: every level reads the map about twice, a single bin once. Programs of the same
+    channels are neighbours: the L2 cache has what another read.
     """
     # A product shows the compiler what divides the offset of every row.
     width = width_quotient * WIDTH_DIVISOR

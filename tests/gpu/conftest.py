@@ -110,22 +110,23 @@ def cuda_code(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Ma
 @pytest.fixture(scope="session")
 def triton_code(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., MachineCode]:
     """``triton_code(kernel, arch, dtype, constants, divisible)`` compiles a Triton kernel for
-    sm_<arch>: p_… are pointers to dtype, other arguments int32, and `divisible` ones known to be
-    multiples of 16, as a launch finds out. The text is PTX; `shared` is all of it."""
+    sm_<arch>: p_… are pointers to dtype, or to dtype[p_…], other arguments int32, and `divisible`
+    ones known to be multiples of 16, as a launch finds out. The text is PTX; `shared` is all of
+    it."""
     directory = tmp_path_factory.mktemp("triton")
 
     def build(
         kernel: triton.JITFunction,
         arch: int,
-        dtype: str,
+        dtype: str | dict[str, str],
         constants: dict[str, object],
         divisible: tuple[str, ...] = (),
     ) -> MachineCode:
         names = kernel.arg_names
-        signature = {
-            name: "constexpr" if name in constants else f"*{dtype}" if name[:2] == "p_" else "i32"
-            for name in names
-        }
+        pointers = [name for name in names if name[:2] == "p_"]
+        dtypes = dtype if isinstance(dtype, dict) else dict.fromkeys(pointers, dtype)
+        signature = {name: "constexpr" if name in constants else "i32" for name in names}
+        signature |= {name: f"*{dtypes[name]}" for name in pointers}
         source = triton.compiler.ASTSource(
             kernel,
             signature=signature,
@@ -133,7 +134,7 @@ def triton_code(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machi
             attrs={
                 (i,): [["tt.divisibility", 16]]
                 for i, name in enumerate(names)
-                if name[:2] == "p_" or name in divisible
+                if name in pointers or name in divisible
             },
         )
         target = triton.backends.compiler.GPUTarget("cuda", arch, 32)

@@ -1,4 +1,7 @@
-"""kernels/geometry.py against adaptive pooling's definition in plain Python."""
+"""kernels/geometry.py against the definitions of adaptive pooling and of bilinear interpolation, in
+exact arithmetic."""
+
+from fractions import Fraction
 
 import pytest
 import torch
@@ -121,32 +124,102 @@ def _positions_kernel(p_positions, size, sources, ALIGN_CORNERS: tl.constexpr):
     tl.store(p_positions + 2 * source + 1, end, mask=source < sources)
 
 
-def coordinate(position: int, size: int, sources: int, align_corners: bool) -> Fraction:
-    """Where F.interpolate reads, in [0, sources - 1]."""
+def weight(position: int, size: int, source: int, sources: int, align_corners: bool) -> Fraction:
+    """The weight of ``source`` at ``position`` in F.interpolate."""
     if align_corners:
-        return position * Fraction(sources - 1, max(size - 1, 1))
-    exact = (position + Fraction(1, 2)) * Fraction(sources, size) - Fraction(1, 2)
-    return min(max(exact, Fraction(0)), Fraction(sources - 1))
+        coordinate = position * Fraction(sources - 1, max(size - 1, 1))
+    else:
+        coordinate = (position + Fraction(1, 2)) * Fraction(sources, size) - Fraction(1, 2)
+    coordinate = min(max(coordinate, Fraction(0)), Fraction(sources - 1))
+    return max(1 - abs(coordinate - source), Fraction(0))
 
 
 def positions_to_test(size: int, sources: int) -> list[int]:
-    """All of a short axis; else the ends, and both sides of where the low source changes."""
+    """All positions of a short axis; of a long one its ends, and both sides of some sources."""
     if size <= 64:
         return list(range(size))
     near = {0, size - 1}
     for source in range(0, sources, max(1, sources // 5)):
-        for shift in (source, source + Fraction(1, 2)):
-            middle = int(shift * size / sources)
-            near |= {middle - 1, middle, middle + 1, middle + 2}
-        corner = source * (size - 1) // max(sources - 1, 1)
-        near |= {corner - 1, corner, corner + 1}
+        aligned = source * (size - 1) // max(sources - 1, 1)
+        centered = (2 * source + 1) * size // (2 * sources)
+        near |= {middle + step for middle in (aligned, centered) for step in (-1, 0, 1)}
     return sorted(position for position in near if 0 <= position < size)
 
 
-both_alignments = pytest.mark.parametrize("align_corners", [False, True], ids=["", "align_corners"])
-# Primes, what divides and what does not, fewer positions than sources; csrc/geometry.h's limits.
-axes = [
-    pytest.mark.parametrize("size", [1, 2, 5, 13, 60, 61, 2**23 - 15, 2**23]),
-    pytest.mark.parametrize("sources", [1, 2, 3, 6, 37, 64]),
-]
-for_every_axis = lambda test: both_alignments(axes[0](axes[1](test)))
+# Primes, what sources divide and what they do not, fewer positions than sources; the last are the
+# longest axes that int32 serves, a prime and a power of two.
+SIZES = [1, 2, 5, 13, 60, 61, 2**23 - 15, 2**23]
+SOURCES = [1, 2, 3, 6, 37, 64]
+# Three roundings, of the reciprocal, the product and the difference, to float32 below 1.
+ROUNDING = 3 * 2.0**-24
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sources", SOURCES)
+def test_interpolation_tap(sources: int, size: int, align_corners: bool) -> None:
+    positions = positions_to_test(size, sources)
+    low_high = torch.full((2, len(positions)), -1, dtype=torch.int32)
+    high_weight = torch.full((len(positions),), torch.nan)
+    _taps_kernel[(1,)](
+        torch.tensor(positions, dtype=torch.int32),
+        low_high,
+        high_weight,
+        len(positions),
+        size,
+        sources,
+        ALIGN_CORNERS=align_corners,
+        BLOCK=64,
+    )
+    for position, low, high, of_high in zip(
+        positions, *low_high.tolist(), high_weight.tolist(), strict=True
+    ):
+        got = [0.0] * sources
+        got[low] += 1 - of_high
+        got[high] += of_high
+        for source in range(sources):
+            exact = weight(position, size, source, sources, align_corners)
+            assert got[source] == pytest.approx(float(exact), rel=0, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sources", SOURCES)
+def test_interpolation_weight(sources: int, size: int, align_corners: bool) -> None:
+    off_axis = [-1, size]
+    positions = positions_to_test(size, sources) + off_axis
+    got = torch.full((len(positions), sources), torch.nan)
+    _weights_kernel[(1,)](
+        torch.tensor(positions, dtype=torch.int32),
+        got,
+        len(positions),
+        size,
+        sources,
+        ALIGN_CORNERS=align_corners,
+        BLOCK=128,
+    )
+    assert not got[-2:].any()
+    for position, weights in zip(positions[:-2], got.tolist(), strict=False):
+        for source in range(sources):
+            exact = weight(position, size, source, sources, align_corners)
+            assert weights[source] == pytest.approx(float(exact), rel=0, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sources", SOURCES)
+def test_weighted_positions(sources: int, size: int, align_corners: bool) -> None:
+    got = torch.full((sources, 2), -1, dtype=torch.int32)
+    _positions_kernel[(1,)](got, size, sources, ALIGN_CORNERS=align_corners)
+    for source, (begin, end) in enumerate(got.tolist()):
+
+        def has_weight(position: int, source: int = source) -> bool:
+            return weight(position, size, source, sources, align_corners) > 0
+
+        if size <= 64:
+            assert list(range(begin, end)) == [p for p in range(size) if has_weight(p)]
+        else:
+            assert has_weight(begin)
+            assert has_weight(end - 1)
+            assert begin == 0 or not has_weight(begin - 1)
+            assert end == size or not has_weight(end)

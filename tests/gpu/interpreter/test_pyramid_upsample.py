@@ -69,12 +69,15 @@ CONCAT_CASES = [
     Case(1, 5, 2, 3, bins=(2,), map_channels=18),
     # More columns than a program holds, 64.
     Case(2, 2, 2, 70, bins=(2, 3)),
+    Case(1, 16, 1, 70, bins=(2,), dtype=HALF),
     # More columns of bins than a product takes, 16, and levels in between.
     Case(1, 1, 3, 2, bins=(3, 20, 17)),
     Case(1, 2, 1, 1, bins=(2, 1)),
     Case(1, 2, 1, 5, bins=(2, 3)),
     Case(1, 2, 5, 1, bins=(1, 3)),
     Case(1, 2, 3, 4, map_channels=0),
+    # One channel, which both formats describe.
+    Case(1, 2, 2, 3, bins=(1,), map_channels=1),
 ]
 
 both_alignments = pytest.mark.parametrize("align_corners", [False, True], ids=["", "align_corners"])
