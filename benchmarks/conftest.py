@@ -18,7 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 ROUNDS = 15
 WARMUP_ROUNDS = 2
 
-_rows: list[tuple[str, float, dict[str, float]]] = []
+_rows: list[str] = []
 
 
 @pytest.fixture(scope="session")
@@ -56,18 +56,24 @@ def compare(
         medians = {name: statistics.median(s[WARMUP_ROUNDS:]) for name, s in seconds.items()}
         for name, median in medians.items():
             benchmark.extra_info[f"times as fast as {name}"] = median / mine
-        _rows.append((request.node.name, mine, medians))
+        ratios = ", ".join(
+            f"{peer} {1e3 * median:.2f} ms = {median / mine:.2f}x"
+            for peer, median in medians.items()
+        )
+        _rows.append(f"{request.node.name}: {1e3 * mine:.2f} ms; {ratios}")
 
     return run
+
+
+@pytest.fixture
+def record_row() -> Callable[[str], None]:
+    """Adds a line of another kind to the table."""
+    return _rows.append
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _rows:
         return
     terminalreporter.section("ours against its peers, medians")
-    for name, mine, medians in _rows:
-        ratios = ", ".join(
-            f"{peer} {1e3 * median:.2f} ms = {median / mine:.2f}x"
-            for peer, median in medians.items()
-        )
-        terminalreporter.write_line(f"{name}: {1e3 * mine:.2f} ms; {ratios}")
+    for row in _rows:
+        terminalreporter.write_line(row)

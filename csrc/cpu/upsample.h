@@ -39,4 +39,11 @@ struct AxisSegments {
   }
 };
 
+// Where an image's labels go: to `data`, which may be null, from element `first` on.
+struct LabelOutput {
+  LabelType type;
+  void* data;
+  int64_t first;
+};
+
 }  // namespace pspfast::cpu

@@ -102,14 +102,15 @@ PSPFAST_INLINE void find_largest(const Between<A>& between, const A* weights, La
   }
 }
 
-// `count` labels, to element `first`.
+// Labels of `count` pixels from `pixel` on.
 template <class V>
-PSPFAST_INLINE void store_labels(LabelType type, void* labels, int64_t first, V lanes, int64_t count) {
+PSPFAST_INLINE void store_labels(const LabelOutput& output, int64_t pixel, V lanes, int64_t count) {
+  const int64_t first = output.first + pixel;
   for (int64_t i = 0; i < count; ++i) {
-    switch (type) {
-      case LabelType::kUInt8: static_cast<uint8_t*>(labels)[first + i] = static_cast<uint8_t>(lanes[i]); break;
-      case LabelType::kInt32: static_cast<int32_t*>(labels)[first + i] = static_cast<int32_t>(lanes[i]); break;
-      case LabelType::kInt64: static_cast<int64_t*>(labels)[first + i] = lanes[i]; break;
+    switch (output.type) {
+      case LabelType::kUInt8: static_cast<uint8_t*>(output.data)[first + i] = static_cast<uint8_t>(lanes[i]); break;
+      case LabelType::kInt32: static_cast<int32_t*>(output.data)[first + i] = static_cast<int32_t>(lanes[i]); break;
+      case LabelType::kInt64: static_cast<int64_t*>(output.data)[first + i] = lanes[i]; break;
     }
   }
 }

@@ -23,7 +23,7 @@ void argmax(const UpsampleParams& p, const T* logits, LabelType type, void* labe
     return [&, buffer = scratch<A>(3 * p.classes * kLanes)](int64_t task) {
       const int64_t n = task / p.rows;
       PSPFAST_CALL(argmax_of_rows, p, rows, cols, task % p.rows, logits + n * image_size(p),
-                   logits + p.batch * image_size(p), type, labels, n * p.height * p.width, buffer.get());
+                   logits + p.batch * image_size(p), LabelOutput{type, labels, n * p.height * p.width}, buffer.get());
     };
   });
 }

@@ -1,12 +1,11 @@
 // Loops of upsample_argmax and upsample_softmax on one thread, included once per vector level.
 #include "upsample.inl"
 
-// The image's rows that read row `source` of its logits, and the row behind it. `end` is the end of all logits, label
-// `first_label` the image's first. Scratch: buffer [3, K, 16].
+// The image's rows that read row `source` of its logits, and the row behind it. `end` is the end of all logits.
+// Scratch: buffer [3, K, 16].
 template <class T>
 void argmax_of_rows(const UpsampleParams& p, const AxisSegments<Acc<T>>& rows, const AxisSegments<Acc<T>>& cols,
-                    int64_t source, const T* image, const T* end, LabelType type, void* labels, int64_t first_label,
-                    Acc<T>* buffer) {
+                    int64_t source, const T* image, const T* end, const LabelOutput& labels, Acc<T>* buffer) {
   using A = Acc<T>;
   for (int64_t first = 0; first < p.width; first += kLanes) {
     const Columns<A> columns(p, cols, first);
@@ -17,7 +16,7 @@ void argmax_of_rows(const UpsampleParams& p, const AxisSegments<Acc<T>>& rows, c
       Lanes<Integer<A>> label[R];
       find_largest<true>(between, &rows.weight[row], largest, label);
       for (int r = 0; r < R; ++r) {
-        store_labels(type, labels, first_label + (row + r) * p.width + first, label[r], columns.count);
+        store_labels(labels, (row + r) * p.width + first, label[r], columns.count);
       }
     });
   }

@@ -12,6 +12,15 @@ namespace {
 // Neighbours in a row of the image, as many as a vector of vector.inl has lanes.
 constexpr int kBlock = 16;
 
+// An image and what its pixels are compared with.
+template <class T, class A>
+struct LossImage {
+  const T *logits, *end;  // of the image, and the end of all images'
+  const int64_t* target;
+  const A* weight;  // null, or of each class
+  A weight_sum;
+};
+
 // What the gradient of these pixels is made of: with respect to class k, which has probability p,
 // all * p - (k is target) * one - u[k] * smooth.
 template <class A>
@@ -20,21 +29,13 @@ struct PixelBlock {
   std::conditional_t<std::is_same_v<A, double>, int64_t, int32_t> target[kBlock];
 };
 
+// grad [classes, rows, cols], buffer [3, classes, 16], carry [classes, 16], column_weights [sources of any sixteen
+// columns, 16], blocks [rows of the image that read one row of logits].
 template <class A>
-void fill_block(const UpsampleLossParams& p, const int64_t* target, const A* weight, A weight_sum, const A* lse,
-                int64_t count, PixelBlock<A>& block) {
-  const A smooth = static_cast<A>(p.label_smoothing / static_cast<double>(p.classes));
-  for (int64_t i = 0; i < kBlock; ++i) {
-    const int64_t t = i < count ? target[i] : p.ignore_index;
-    const bool counts = t != p.ignore_index && t >= 0 && t < p.classes;
-    block.target[i] = counts ? static_cast<int32_t>(t) : -1;
-    // Probabilities behind the last column are zero.
-    block.lse[i] = i < count ? lse[i] : std::numeric_limits<A>::max();
-    block.one[i] = counts ? static_cast<A>(1 - p.label_smoothing) * (weight ? weight[t] : A(1)) : A(0);
-    block.smooth[i] = counts ? smooth : A(0);
-    block.all[i] = block.one[i] + block.smooth[i] * weight_sum;
-  }
-}
+struct GatherScratch {
+  Scratch<A> grad, buffer, carry, column_weights;
+  Scratch<PixelBlock<A>> blocks;
+};
 
 }  // namespace
 }  // namespace pspfast::cpu
@@ -51,9 +52,13 @@ static_assert(kBlock == kLanes);
 template <class T>
 using Acc = baseline::Acc<T>;
 
-template <class A>
-double sum_of_weights(const UpsampleLossParams& p, const A* weight) {
-  return weight ? std::accumulate(weight, weight + p.classes, 0.0) : static_cast<double>(p.classes);
+template <class T>
+LossImage<T, Acc<T>> image_of(const UpsampleLossParams& p, int64_t n, const T* logits, const int64_t* target,
+                              const Acc<T>* weight) {
+  using A = Acc<T>;
+  const double weight_sum = weight ? std::accumulate(weight, weight + p.classes, 0.0) : static_cast<double>(p.classes);
+  return {logits + n * image_size(p), logits + p.batch * image_size(p), target + n * p.height * p.width, weight,
+          static_cast<A>(weight_sum)};
 }
 
 template <class T>
@@ -61,33 +66,13 @@ void loss(const UpsampleLossParams& p, const T* logits, const int64_t* target, c
           LabelType label_type, void* labels, double* sums) {
   using A = Acc<T>;
   const AxisSegments<A> rows(p.height, p.rows, p.align_corners), cols(p.width, p.cols, p.align_corners);
-  const int64_t pixels = p.height * p.width;
-  const double weight_sum = sum_of_weights(p, weight);
   parallel_tasks(p.batch * p.rows, [&] {
     return [&, buffer = scratch<A>(3 * p.classes * kLanes)](int64_t task) {
-      const int64_t n = task / p.rows, source = task % p.rows;
-      PSPFAST_CALL(loss_of_rows, p, rows, cols, source, logits + n * image_size(p), logits + p.batch * image_size(p),
-                   target + n * pixels, weight, weight_sum, lse + n * pixels, label_type, labels, n * pixels,
-                   sums + task * 3, buffer.get());
+      const int64_t n = task / p.rows, first_pixel = n * p.height * p.width;
+      PSPFAST_CALL(loss_of_rows, p, rows, cols, task % p.rows, image_of(p, n, logits, target, weight),
+                   lse + first_pixel, LabelOutput{label_type, labels, first_pixel}, sums + task * 3, buffer.get());
     };
   });
-}
-
-template <class A>
-Scratch<PixelBlock<A>> make_blocks(const UpsampleLossParams& p, const int64_t* target, const A* weight, const A* lse) {
-  const int64_t blocks = ceil_div(p.width, kBlock), rows = p.batch * p.height;
-  auto pixels = scratch<PixelBlock<A>>(rows * blocks);
-  const A weight_sum = static_cast<A>(sum_of_weights(p, weight));
-  parallel_tasks(rows, [&] {
-    return [&](int64_t row) {
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t first = row * p.width + block * kBlock;
-        fill_block(p, target + first, weight, weight_sum, lse + first, p.width - block * kBlock,
-                   pixels[row * blocks + block]);
-      }
-    };
-  });
-  return pixels;
 }
 
 template <class T, bool kSmooth>
@@ -95,26 +80,24 @@ void loss_backward(const UpsampleLossParams& p, const T* logits, const int64_t* 
                    const Acc<T>* lse, Acc<T> scale, T* grad_logits) {
   using A = Acc<T>;
   const AxisSegments<A> rows(p.height, p.rows, p.align_corners), cols(p.width, p.cols, p.align_corners);
-  const auto pixels = make_blocks(p, target, weight, lse);
   const int64_t plane = p.rows * p.cols;
   // Few classes a task, for what is expanded to stay in an L1 cache, and a few tasks a thread.
   constexpr int64_t kMostClasses = 32;
   const int64_t wanted = std::max(ceil_div(p.classes, kMostClasses), ceil_div(4 * at::get_num_threads(), p.batch));
   const int64_t parts = std::min(p.classes, wanted), most = ceil_div(p.classes, parts);
   parallel_tasks(p.batch * parts, [&] {
-    return [&, grad = scratch<A>(most * plane), buffer = scratch<A>(3 * most * kLanes),
-            carry = scratch<A>(most * kLanes), column_weights = scratch<A>(p.cols * kLanes)](int64_t task) {
+    return [&, scratch = GatherScratch<A>{scratch<A>(most * plane), scratch<A>(3 * most * kLanes),
+                                          scratch<A>(most * kLanes), scratch<A>(p.cols * kLanes),
+                                          scratch<PixelBlock<A>>(rows.longest())}](int64_t task) {
       const int64_t n = task / parts, part = task % parts;
       const int64_t first = p.classes * part / parts, classes = p.classes * (part + 1) / parts - first;
       PSPFAST_CALL(gather_classes, std::bool_constant<kSmooth>{}, p, rows, cols, first, classes,
-                   logits + n * image_size(p), logits + p.batch * image_size(p),
-                   &pixels[n * p.height * ceil_div(p.width, kBlock)], weight, grad.get(), buffer.get(), carry.get(),
-                   column_weights.get());
+                   image_of(p, n, logits, target, weight), lse + n * p.height * p.width, scratch);
       T* to = grad_logits + n * image_size(p);
       for (int64_t k = 0; k < classes; ++k) {
         for (int64_t i = 0; i < plane; ++i) {
           to[p.channels_last ? i * p.classes + first + k : (first + k) * plane + i] =
-              static_cast<T>(scale * grad[k * plane + i]);
+              static_cast<T>(scale * scratch.grad[k * plane + i]);
         }
       }
     };

@@ -176,6 +176,65 @@ def test_any_criterion() -> None:
     assert main_loss > 0
 
 
+class OrdinaryCrossEntropy(nn.CrossEntropyLoss):
+    """The same loss, of a class that PSPNet does not know."""
+
+
+@pytest.mark.parametrize("size", [(41, 57), (40, 50)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"zoom_factor": 8},
+        {"zoom_factor": 4},
+        {"zoom_factor": 1},
+        {"align_corners": False},
+        {"use_ppm": False},
+    ],
+    ids=str,
+)
+def test_fused_loss_equals_the_criterion(options: dict[str, Any], size: tuple[int, int]) -> None:
+    criterion = {"ignore_index": 2, "label_smoothing": 0.1, "weight": torch.tensor([1, 2, 1, 0.5])}
+    model = random_statistics(PSPNet(classes=4, **{**TINY, **options})).double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    zoom = options.get("zoom_factor", 8)
+    y = torch.randint(0, 4, (2, *((s - 1) * zoom // 8 + 1 for s in size)))
+    results = []
+    for loss in (nn.CrossEntropyLoss(**criterion), OrdinaryCrossEntropy(**criterion)):
+        model.criterion = loss.double()
+        model.zero_grad()
+        labels, main_loss, aux_loss = model(x, y)
+        (main_loss + 0.4 * aux_loss).backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        results.append((labels, main_loss.detach(), aux_loss.detach(), *grads))
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype
+        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_training_makes_no_logits_of_the_size_of_the_image() -> None:
+    def largest_allocation(criterion: nn.Module) -> int:
+        model = PSPNet(classes=150, criterion=criterion, **TINY)
+        x, y = torch.randn(2, 3, 121, 121), torch.randint(0, 150, (2, 121, 121))
+        with torch.profiler.profile(profile_memory=True) as profiler:
+            _, main_loss, aux_loss = model(x, y)
+            (main_loss + aux_loss).backward()
+        events = profiler.profiler.kineto_results.events()
+        return max(event.nbytes() for event in events if event.name() == "[memory]")
+
+    logits = 4 * 2 * 150 * 121 * 121
+    assert largest_allocation(nn.CrossEntropyLoss()) < logits
+    assert largest_allocation(OrdinaryCrossEntropy()) >= logits
+
+
+def test_logits_at_the_resolution_of_the_features() -> None:
+    model = random_statistics(PSPNet(classes=3, **TINY)).eval()
+    x = torch.randn(1, 3, 41, 57)
+    logits = model(x, upsample=False)
+    assert logits.shape == (1, 3, 6, 8)
+    full = F.interpolate(logits, (41, 57), mode="bilinear", align_corners=True)
+    assert torch.equal(model(x), full)
+
+
 @pytest.mark.parametrize(("value", "ignore"), [(3, 255), (-1, 255), (255, 0)])
 def test_wrong_labels_are_named_before_anything_is_computed(value: int, ignore: int) -> None:
     model = PSPNet(classes=3, criterion=nn.CrossEntropyLoss(ignore_index=ignore), **TINY)
