@@ -34,39 +34,33 @@ UpsamplePlan make_bwd_plan(const PyramidUpsampleParams& params) {
 }
 
 // Two neighbouring sums, kept while the positions that follow lie between them.
-template <int Width, bool Global>
+template <int Size, bool Global>
 struct Sinks {
-  static constexpr int kPart = kSharedWidth<Width>;
   int low = -1;
-  Vector<float, kPart> sum_low[Width / kPart], sum_high[Width / kPart];
+  Vector<float, Size> sum_low, sum_high;
 
   template <typename V, typename Stride>
-  __device__ void add(const AxisTap& tap, const Vector<V, Width>& grad, float* sums, Stride stride, int bins) {
+  __device__ void add(const AxisTap& tap, const Vector<V, Size>& grad, float* sums, Stride stride, int bins) {
     if (tap.low < 0) return;
     if (tap.low != low) {
       flush(sums, stride, bins);
       low = tap.low;
-#pragma unroll
-      for (int i = 0; i < Width / kPart; ++i) {
-        sum_low[i] = load<kPart>(sums + low * stride + i * kPart);
-        if (low + 1 < bins) sum_high[i] = load<kPart>(sums + (low + 1) * stride + i * kPart);
-      }
+      sum_low = load_floats<Size>(sums + low * stride);
+      if (low + 1 < bins) sum_high = load_floats<Size>(sums + (low + 1) * stride);
     }
 #pragma unroll
-    for (int i = 0; i < Width; ++i) sum_low[i / kPart].data[i % kPart] += (1.f - tap.weight) * to_float(grad.data[i]);
+    for (int i = 0; i < Size; ++i) sum_low.data[i] += (1.f - tap.weight) * to_float(grad.data[i]);
+    // Infinity times zero would be NaN.
     if (tap.weight == 0.f) return;
 #pragma unroll
-    for (int i = 0; i < Width; ++i) sum_high[i / kPart].data[i % kPart] += tap.weight * to_float(grad.data[i]);
+    for (int i = 0; i < Size; ++i) sum_high.data[i] += tap.weight * to_float(grad.data[i]);
   }
 
   template <typename Stride>
   __device__ void flush(float* sums, Stride stride, int bins) const {
     if (low < 0) return;
-#pragma unroll
-    for (int i = 0; i < Width / kPart; ++i) {
-      store<Global>(sums + low * stride + i * kPart, sum_low[i]);
-      if (low + 1 < bins) store<Global>(sums + (low + 1) * stride + i * kPart, sum_high[i]);
-    }
+    store_floats<Global>(sums + low * stride, sum_low);
+    if (low + 1 < bins) store_floats<Global>(sums + (low + 1) * stride, sum_high);
   }
 };
 
@@ -113,10 +107,7 @@ __device__ inline void sum_columns(const PyramidUpsampleParams& params, const Up
     const int first_bin = row * share.axis_bins + params.axis_offset[share.begin + level] - share.axis_begin;
     float* to = sums + (first_bin * k + kx) * block_channels + within;
     if (at.col == 0) {
-      for (int bin = 0; bin < bins; ++bin) {
-#pragma unroll
-        for (int i = 0; i < Size; ++i) to[bin * bin_stride + i] = 0.f;
-      }
+      for (int bin = 0; bin < bins; ++bin) store_floats<false>(to + bin * bin_stride, Vector<float, Size>{});
     }
     const T* from = pixels + row * row_stride + within;
     const AxisTap* taps = col_taps + level * plan.col_stride + kx;

@@ -6,9 +6,8 @@
 
 namespace pspfast::cuda {
 
-// Rows of a tile at most: those of a tile share what is read of the values.
-constexpr int kTileRows = 8;
-constexpr int kPlaneTileRows = 16;
+// Rows of a tile at most: they share what is read of the values, which is then less than what is written.
+constexpr int kTileRows = 16;
 
 inline int64_t fwd_bytes(const PyramidUpsampleParams& params, const UpsamplePlan& plan, int size) {
   const int64_t floats = (1 + plan.rows * entry_count(params)) * plan.lanes * size;
@@ -19,7 +18,7 @@ template <int Size, bool ChannelsLast>
 UpsamplePlan make_fwd_plan(const PyramidUpsampleParams& params) {
   UpsamplePlan plan{};
   plan.lanes = kMostLanes<Size, ChannelsLast>;
-  plan.rows = static_cast<int>(std::min<int64_t>(params.height, ChannelsLast ? kTileRows : kPlaneTileRows));
+  plan.rows = static_cast<int>(std::min<int64_t>(params.height, kTileRows));
   for (;;) {
     cut_channels(params, plan.lanes * Size, plan);
     cut_image(params, plan);
@@ -29,6 +28,7 @@ UpsamplePlan make_fwd_plan(const PyramidUpsampleParams& params) {
     if (plan.rows > 1 && !(fits && enough)) {
       plan.rows = (plan.rows + 1) / 2;
     } else if (!fits || (plan.lanes > kLeastLanes<Size, ChannelsLast> && !enough)) {
+      // One lane of one row fits: 64 bins of 3 kernel columns and 8 channels take 6 KB.
       plan.lanes /= 2;
     } else {
       return plan;
@@ -82,7 +82,7 @@ __device__ inline void write_channels(const PyramidUpsampleParams& params, const
     Vector<float, Size> sums[kPixels];
 #pragma unroll
     for (int pixel = 0; pixel < kPixels; ++pixel) {
-      sums[pixel] = load_parts<Size>(bias + lane * kPart, plan.lanes * kPart);
+      sums[pixel] = load_floats<Size>(bias + lane * kPart, plan.lanes * kPart);
     }
     mix_columns(params, plan, share, col_taps + col, mix + row * row_stride + lane * kPart, sums);
 #pragma unroll
@@ -115,7 +115,7 @@ __device__ inline void write_planes(const PyramidUpsampleParams& params, const U
         if (i < share.channels) values[i] = base[at + i * plane];
       }
     }
-    Vector<float, kPlaneChannels> sums[] = {load_parts<kPlaneChannels>(bias, kSharedWidth<kPlaneChannels>)};
+    Vector<float, kPlaneChannels> sums[] = {load_floats<kPlaneChannels>(bias)};
     mix_columns(params, plan, share, col_taps + col, mix + row * row_stride, sums);
 #pragma unroll
     for (int i = 0; i < kPlaneChannels; ++i) {

@@ -13,20 +13,6 @@ __device__ inline int mix_position(int lanes, int within) {
   return (within % Size / kPart * lanes + within / Size) * kPart + within % kPart;
 }
 
-// Elements in parts that lie `stride` apart.
-template <int Size, typename Stride>
-__device__ inline Vector<float, Size> load_parts(const float* from, Stride stride) {
-  constexpr int kPart = kSharedWidth<Size>;
-  Vector<float, Size> vector;
-#pragma unroll
-  for (int i = 0; i < Size; i += kPart) {
-    const auto part = load<kPart>(from + i / kPart * stride);
-#pragma unroll
-    for (int j = 0; j < kPart; ++j) vector.data[i + j] = part.data[j];
-  }
-  return vector;
-}
-
 // Two neighbouring sources, kept while the positions that follow lie between them.
 template <int Size>
 struct Sources {
@@ -39,12 +25,12 @@ struct Sources {
     if (tap.low < 0) return;
     if (tap.low != low) {
       low = tap.low;
-      value_low = load_parts<Size>(values + low * stride, part_stride);
-      if (low + 1 < bins) value_high = load_parts<Size>(values + (low + 1) * stride, part_stride);
+      value_low = load_floats<Size>(values + low * stride, part_stride);
+      if (low + 1 < bins) value_high = load_floats<Size>(values + (low + 1) * stride, part_stride);
     }
 #pragma unroll
     for (int i = 0; i < Size; ++i) sum.data[i] += (1.f - tap.weight) * value_low.data[i];
-    // A source of no weight is none: infinity times zero would be NaN.
+    // Infinity times zero would be NaN.
     if (tap.weight == 0.f) return;
 #pragma unroll
     for (int i = 0; i < Size; ++i) sum.data[i] += tap.weight * value_high.data[i];

@@ -11,7 +11,8 @@
 namespace pspfast::cuda {
 
 constexpr int kUpsampleThreads = 256;
-// Resident on a multiprocessor: leaves a thread 128 registers.
+// Resident on a multiprocessor: leaves a thread 128 registers. The forward needs 64 of them for the sums of kPixels
+// pixels, two sources and the base, 8 channels each.
 constexpr int kUpsampleBlocks = 2;
 // Columns of a tile at most: bounds the tables of taps.
 constexpr int kTileCols = 128;
@@ -43,6 +44,32 @@ constexpr int kLeastLanes = !ChannelsLast ? kPlaneChannels / Size
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// A thread's floats, in accesses of kSharedWidth that lie `stride` apart.
+template <int Size>
+__device__ inline Vector<float, Size> load_floats(const float* from, int stride = kSharedWidth<Size>) {
+  constexpr int kPart = kSharedWidth<Size>;
+  Vector<float, Size> vector;
+#pragma unroll
+  for (int i = 0; i < Size; i += kPart) {
+    const auto part = load<kPart>(from + i / kPart * stride);
+#pragma unroll
+    for (int j = 0; j < kPart; ++j) vector.data[i + j] = part.data[j];
+  }
+  return vector;
+}
+
+template <bool Global, int Size>
+__device__ inline void store_floats(float* to, const Vector<float, Size>& vector) {
+  constexpr int kPart = kSharedWidth<Size>;
+#pragma unroll
+  for (int i = 0; i < Size; i += kPart) {
+    Vector<float, kPart> part;
+#pragma unroll
+    for (int j = 0; j < kPart; ++j) part.data[j] = vector.data[i + j];
+    store<Global>(to + i, part);
+  }
+}
+
 // Weights of a level's sources `low` and low + 1 at one position of an axis.
 struct alignas(8) AxisTap {
   int32_t low;   // negative: the position lies outside of the map
@@ -62,8 +89,6 @@ struct UpsamplePlan {
   int tap_bytes;
 };
 
-inline int levels_of_block(const PyramidUpsampleParams& params) { return params.sum_levels ? params.levels : 1; }
-
 // Floats that a row of a tile takes for each channel: one for every bin along an axis and every column of the kernel.
 inline int64_t entry_count(const PyramidUpsampleParams& params) {
   const int32_t bins =
@@ -73,7 +98,7 @@ inline int64_t entry_count(const PyramidUpsampleParams& params) {
 
 // Cuts the channels into blocks of `block_channels`.
 inline void cut_channels(const PyramidUpsampleParams& params, int block_channels, UpsamplePlan& plan) {
-  plan.levels = levels_of_block(params);
+  plan.levels = params.sum_levels ? params.levels : 1;
   plan.chunks = ceil_div(params.channels, block_channels);
   plan.shares = plan.chunks * (params.levels / plan.levels);
 }

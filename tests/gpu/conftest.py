@@ -110,9 +110,9 @@ def cuda_code(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Ma
 @pytest.fixture(scope="session")
 def triton_code(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., MachineCode]:
     """``triton_code(kernel, arch, dtype, constants, divisible)`` compiles a Triton kernel for
-    sm_<arch>: p_… are pointers to dtype, or to dtype[p_…], other arguments int32, and `divisible`
-    ones known to be multiples of 16, as a launch finds out. The text is PTX; `shared` is all of
-    it."""
+    sm_<arch>: p_… are pointers to dtype, or to dtype[p_…], other arguments int32 or dtype[…], and
+    `divisible` ones known to be multiples of 16, as a launch finds out. The text is PTX; `shared`
+    is all of it."""
     directory = tmp_path_factory.mktemp("triton")
 
     def build(
@@ -125,7 +125,8 @@ def triton_code(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machi
         names = kernel.arg_names
         pointers = [name for name in names if name[:2] == "p_"]
         dtypes = dtype if isinstance(dtype, dict) else dict.fromkeys(pointers, dtype)
-        signature = {name: "constexpr" if name in constants else "i32" for name in names}
+        signature = {name: dtypes.get(name, "i32") for name in names}
+        signature |= dict.fromkeys(constants, "constexpr")
         signature |= {name: f"*{dtypes[name]}" for name in pointers}
         source = triton.compiler.ASTSource(
             kernel,

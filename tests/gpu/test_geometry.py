@@ -1,13 +1,18 @@
-"""csrc/geometry.h against adaptive pooling's definition in plain Python."""
+"""csrc/geometry.h against the definitions of adaptive pooling and interpolation in plain Python."""
 
 import ctypes
 from collections.abc import Callable
+from fractions import Fraction
+from math import floor
 
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 MAX_AXIS_BINS = 64
+MAX_AXIS_SIZE = 2**23
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +62,67 @@ def test_usual_pyramid_has_at_most_eleven_cells(geometry: ctypes.CDLL) -> None:
     counts = {size: len(axis_cells(geometry, size, [1, 2, 3, 6])[0]) - 1 for size in range(1, 200)}
     assert max(counts.values()) == 11
     assert counts[60] == 6
+
+
+def interpolation_tap(
+    geometry: ctypes.CDLL, position: int, size: int, sources: int, align_corners: bool
+) -> tuple[int, int, float, float]:
+    """Low and high source, weight of the high one in float32 and in float64."""
+    low, high = ctypes.c_int32(), ctypes.c_int32()
+    weight, double_weight = ctypes.c_float(), ctypes.c_double()
+    out = (low, high, weight, double_weight)
+    assert geometry.interpolation_tap(
+        position, size, sources, ctypes.c_bool(align_corners), *map(ctypes.byref, out)
+    )
+    return low.value, high.value, weight.value, double_weight.value
+
+
+def source_coordinate(position: int, size: int, sources: int, align_corners: bool) -> Fraction:
+    if align_corners:
+        return Fraction(position * (sources - 1), max(size - 1, 1))
+    return max(Fraction(2 * position + 1, 2 * size) * sources - Fraction(1, 2), Fraction(0))
+
+
+def assert_is_tap(
+    geometry: ctypes.CDLL, position: int, size: int, sources: int, align_corners: bool
+) -> None:
+    low, high, weight, double_weight = interpolation_tap(
+        geometry, position, size, sources, align_corners
+    )
+    coordinate = source_coordinate(position, size, sources, align_corners)
+    assert (low, high) == (floor(coordinate), min(floor(coordinate) + 1, sources - 1))
+    # The fraction rounded once.
+    assert double_weight == float(coordinate - low)
+    assert weight == ctypes.c_float(float(coordinate - low)).value
+
+
+@given(data=st.data(), sources=st.integers(1, MAX_AXIS_BINS), align_corners=st.booleans())
+def test_interpolation_taps(
+    geometry: ctypes.CDLL, data: st.DataObject, sources: int, align_corners: bool
+) -> None:
+    size = data.draw(st.one_of(st.integers(1, 200), st.integers(1, MAX_AXIS_SIZE)))
+    position = data.draw(st.integers(0, size - 1))
+    assert_is_tap(geometry, position, size, sources, align_corners)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_interpolation_taps_at_the_ends(geometry: ctypes.CDLL, align_corners: bool) -> None:
+    for size in (1, 2, 3, MAX_AXIS_SIZE - 1, MAX_AXIS_SIZE):
+        for sources in range(1, MAX_AXIS_BINS + 1):
+            for position in {0, 1 % size, size // 2, size - 1 - 1 % size, size - 1}:
+                assert_is_tap(geometry, position, size, sources, align_corners)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_taps_interpolate_as_torch(geometry: ctypes.CDLL, align_corners: bool) -> None:
+    for sources in range(1, 10):
+        identity = torch.eye(sources, dtype=torch.float64)[None]
+        for size in range(1, 20):
+            expected = F.interpolate(identity, size, mode="linear", align_corners=align_corners)[0]
+            got = torch.zeros_like(expected)
+            for position in range(size):
+                tap = interpolation_tap(geometry, position, size, sources, align_corners)
+                low, high, _, weight = tap
+                got[low, position] += 1 - weight
+                got[high, position] += weight
+            torch.testing.assert_close(got, expected)

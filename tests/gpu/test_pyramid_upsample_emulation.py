@@ -67,15 +67,19 @@ CASES = [
     conv(1, 8, 1, 6, bins=(1,)),
     conv(1, 8, 5, 4, bins=LARGEST),
     conv(1, 2, 5, 3, bins=(64,), align=True),
-    conv(1, 2, 3, 9000, bins=(3, 1), k=1),
+    conv(1, 2, 3, 1000, bins=(3, 1), k=1),
     conv(1, 1, 2, 300),
     concat(2, 8, 13, 11, x=16),
     concat(1, 5, 6, 7, x=3, align=True),
     concat(2, 80, 3, 2, x=72),
     concat(1, 8, 1, 9, x=8, bins=(7,)),
     concat(1, 8, 40, 6, x=8, bins=LARGEST, align=True),
-    concat(1, 1, 1, 9000, x=2, bins=(2, 6)),
+    concat(1, 1, 1, 1000, x=2, bins=(2, 6)),
     Case(2, 8, 5, 4, bins=(2, 3), kernel_size=3, first_channel=8),
+    # A multiple of 16 bytes in all but one: the first channels, the map's, the values'.
+    concat(1, 1, 5, 3, x=6, bins=(2, 3)),
+    concat(1, 3, 5, 3, x=8, bins=(2, 3)),
+    concat(1, 4, 5, 3, x=8, bins=(2, 3)),
     # Several tiles along both axes.
     conv(1, 8, 25, 140),
     concat(2, 8, 13, 140, x=16, align=True),
@@ -197,14 +201,15 @@ def test_forward_and_backward(
     assert torch.equal(got[:, : case.first_channel], x)
     assert_exact_to_rounding(got[:, case.first_channel :], expected.detach(), scale=4)
     got = upsample.backward(case, grad_map, channels_last)
-    # A bin gathers random numbers of a share of the map.
-    assert_exact_to_rounding(got, exact_values.grad, scale=(case.height * case.width) ** 0.5)
+    # A bin gathers up to n random numbers: n roundings of partial sums of about the root of n.
+    assert_exact_to_rounding(got, exact_values.grad, scale=max(4, case.height * case.width / 12))
 
 
 @FORMATS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_epilogue(upsample: Upsample, dtype: torch.dtype, channels_last: bool) -> None:
-    case = conv(2, 8, 5, 7, bins=(2, 3))
+    # More channels than a block takes.
+    case = conv(2, 24, 5, 7, bins=(2, 3))
     values = torch.randn(case.values_size)
     upsampled = reference(case, values.double())
     base = torch.randn(case.map_size).to(dtype)
@@ -243,6 +248,14 @@ def test_first_channels_stay_if_nothing_is_copied(upsample: Upsample, channels_l
 
 
 @FORMATS
+def test_there_may_be_no_first_channels(upsample: Upsample, channels_last: bool) -> None:
+    case = concat(2, 8, 5, 4, x=0)
+    values, nothing = torch.randn(case.values_size), torch.randn(1)
+    got = upsample.forward(case, values, torch.float32, channels_last, copied=nothing)
+    assert_exact_to_rounding(got, reference(case, values.double()))
+
+
+@FORMATS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shift", [1, 3])
 def test_any_alignment_gives_the_same_bits(
@@ -277,12 +290,11 @@ def test_repeats_bit_for_bit(upsample: Upsample, channels_last: bool) -> None:
 
 
 @FORMATS
-@pytest.mark.parametrize("align", [False, True], ids=["", "align_corners"])
+@pytest.mark.parametrize("align", [False, True])
 def test_infinity_stays_where_it_has_weight(
     upsample: Upsample, align: bool, channels_last: bool
 ) -> None:
-    # Without corners aligned the middle position of three, with them every other one of five, lies
-    # on a source.
+    # The middle position lies on the middle source, the others have no weight there.
     case = conv(1, 8, 5, 9, bins=(1, 3), align=align)
     values = torch.randn(case.values_size)
     grad_map = torch.randn(case.map_size)
@@ -302,14 +314,14 @@ def test_infinity_stays_where_it_has_weight(
 
 @FORMATS
 @pytest.mark.parametrize(
-    "case", [conv(2, 8, 1, 2), concat(2, 8, 1, 2, x=8)], ids=["conv", "concat"]
+    "case", [conv(2, 8, 1, 5), concat(2, 8, 1, 5, x=7)], ids=["conv", "concat"]
 )
 def test_offsets_beyond_32_bits(
     upsample: Upsample, tmp_path: Path, case: Case, channels_last: bool
 ) -> None:
-    """Image 1, or pixel 1, lies 2³¹ elements behind the first, in a file that has only what is
-    touched."""
-    channels = 2**31
+    """Image 1, and with channels_last pixel 4 of a row, begin at least 2³¹ elements behind the
+    first, in a file that has only what is touched."""
+    channels = 2**29
     elements = case.batch * channels * case.width
     flat = torch.from_file(str(tmp_path / "map"), shared=True, size=elements, dtype=torch.bfloat16)
     if channels_last:
