@@ -37,6 +37,8 @@ CASES = [
     Case((1, 600, 2, 5), (9, 33)),
     # Down-sampling along one axis or both.
     Case((1, 40, 2, 300), (9, 130)),
+    # As many columns of logits for a tile of pixels as there may be.
+    Case((1, 3, 2, 70), (3, 130)),
     Case((1, 5, 20, 70), (7, 19)),
     Case((1, 3, 40, 70), (3, 4), align_corners=False),
     # More rows and columns between logits than a block takes at a time.

@@ -40,6 +40,8 @@ CASES = [
     Case((1, 600, 2, 5), (9, 33), smoothing=0.1, weighted=True),
     # Down-sampling along one axis or both.
     Case((1, 40, 2, 300), (9, 130), weighted=True),
+    # As many columns of logits for a tile of pixels as there may be.
+    Case((1, 3, 2, 70), (3, 130)),
     Case((1, 5, 20, 70), (7, 19)),
     Case((1, 3, 40, 70), (3, 4), align_corners=False, smoothing=1.0),
     Case((1, 2, 200, 3), (1, 5), align_corners=False),
@@ -359,6 +361,22 @@ def test_largest_logit_cancels(
     got = upsample_loss.forward(case, logits, target, None, channels_last=False)
     expected = reference(case, logits.double(), target, None)
     torch.testing.assert_close(got.loss, expected.item(), rtol=2e-6, atol=6e-8 * target.numel())
+
+
+@FORMATS
+def test_nan_stays_with_its_neighbours(upsample_loss: UpsampleLoss, channels_last: bool) -> None:
+    """Of a row of logits, in the rows before and behind; of an image, in the image."""
+    case = Case((2, 3, 4, 4), (25, 25))
+    clean, target = torch.randn(case.shape), make_target(case)
+    with_nan = clean.clone()
+    with_nan[0, :, 3] = torch.nan
+    grads = []
+    for logits in (clean, with_nan):
+        lse = upsample_loss.forward(case, logits, target, None, channels_last).lse
+        grads.append(upsample_loss.backward(case, logits, target, None, lse, 1.0, channels_last))
+    assert grads[1][0, :, 3].isnan().all()
+    assert torch.equal(grads[0][0, :, :2], grads[1][0, :, :2])
+    assert torch.equal(grads[0][1], grads[1][1])
 
 
 @FORMATS
