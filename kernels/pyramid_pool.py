@@ -139,6 +139,11 @@ def _blocks(batch: int, channels: int, width: int, channels_last: bool) -> tuple
     return block_c, column_block(width), width_divisor(width)
 
 
+def _forward_columns(width: int, channels_last: bool, element_size: int) -> int:
+    """Columns of a forward program; of 64 with 16-bit channels sm_100 would have some on the stack."""
+    return min(column_block(width), 32 if channels_last and element_size == 2 else 64)
+
+
 def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
     """All adaptive average pools of x ``[N, C, H, W]``: ``[N, C, S]``, in memory as x is."""
     x, channels_last = dense(x)
@@ -148,7 +153,7 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
         pooled = x.new_empty((batch, bin_count, channels)).transpose(1, 2)
     else:
         pooled = x.new_empty((batch, channels, bin_count))
-    block_c, block_w, divisor = _blocks(batch, channels, width, channels_last)
+    block_c, _, divisor = _blocks(batch, channels, width, channels_last)
     # All bins of (1, 2, 3, 6) are one block of 64. More bins than 128 would not fit a program's
     # registers: x is then read once for every 128.
     block_s = 16 if bin_count <= 16 else 64 if bin_count <= 64 else 128
@@ -164,7 +169,7 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
         CHANNELS_LAST=channels_last,
         WIDTH_DIVISOR=divisor,
         BLOCK_C=block_c,
-        BLOCK_W=block_w,
+        BLOCK_W=_forward_columns(width, channels_last, x.element_size()),
         BLOCK_S=block_s,
     )
     return pooled

@@ -14,15 +14,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .geometry import interpolation_tap, weighted_positions
+from .geometry import interpolation_tap, interpolation_weight, weighted_positions
 from .launch import empty_map
 from .upsample_tiles import (
     load_between,
     locate_tile,
+    logit_offsets,
     plan,
     position_of,
     positions_between,
-    power_of_two,
     reduce_classes,
     rows_of_tile,
     upsampling,
@@ -30,12 +30,12 @@ from .upsample_tiles import (
 
 _WRONG_LABEL = "upsample_cross_entropy: target: a label is neither a class nor ignore_index"
 
-# Classes and columns of logits of a backward program: the fewest that tl.dot takes, which sums over
-# columns of the image.
+# Classes and columns of logits of a backward program, the fewest that tl.dot takes, and columns of
+# the image that it takes at a time. 16 times 32 elements are 4 of each of 128 threads; twice as
+# many would take all of their registers, because products are unrolled.
 _BACKWARD_CLASSES = 16
 _BACKWARD_COLS = 16
-# Columns of the image at most: 64 times 16 classes are 8 of each of 128 threads.
-_MOST_COLUMNS = 128
+_BACKWARD_WIDTH = 32
 # Rows of logits of a program. It computes those of the image before its first one too, so many is
 # better, unless there are too few programs for a large GPU: 132 multiprocessors, eight on each.
 _MOST_ROWS = 8
@@ -44,21 +44,22 @@ _ENOUGH_PROGRAMS = 132 * 8
 
 @triton.jit
 def _sum_of_weights(p_weight, classes, WEIGHTED: tl.constexpr):
-    if not WEIGHTED:
-        return classes.to(tl.float32)
-    b_sum = tl.zeros([128], tl.float32)
-    for first_k in tl.range(0, classes, 128, num_stages=1):
-        o_k = first_k + tl.arange(0, 128)
-        b_sum += tl.load(p_weight + o_k, mask=o_k < classes, other=0.0)
-    return tl.sum(b_sum)
+    if WEIGHTED:
+        b_sum = tl.zeros([128], tl.float32)
+        for first_k in tl.range(0, classes, 128, num_stages=1):
+            o_k = first_k + tl.arange(0, 128)
+            b_sum += tl.load(p_weight + o_k, mask=o_k < classes, other=0.0)
+        return tl.sum(b_sum)
+    else:
+        return tl.zeros([], tl.float32) + classes
 
 
 @triton.jit
 def _load_targets(
     p_target, p_weight, o_pixel, m_pixel, classes, ignore_index, WEIGHTED: tl.constexpr
 ):
-    """Targets, whether they are not ignored, whether they are classes too, and the weight of these
-    classes, 0 where there is none."""
+    """Pixels' classes, -1 where ignored or wrong, in int32; whether they are wrong; and their
+    weights, 0 without a class."""
     b_target = tl.load(p_target + o_pixel, mask=m_pixel, other=0)
     m_given = m_pixel & (b_target != ignore_index)
     m_class = m_given & (b_target >= 0) & (b_target < classes)
@@ -66,7 +67,7 @@ def _load_targets(
         b_weight = tl.load(p_weight + b_target, mask=m_class, other=0.0)
     else:
         b_weight = m_class.to(tl.float32)
-    return b_target, m_given, m_class, b_weight
+    return tl.where(m_class, b_target, -1).to(tl.int32), m_given & ~m_class, b_weight
 
 
 @triton.jit
@@ -168,14 +169,14 @@ def loss_fwd_kernel(
         if WITH_LABELS:
             tl.store(p_labels + o_pixel, b_label.to(p_labels.dtype.element_ty), mask=m_pixel)
 
-        b_target, m_given, m_class, b_weight = _load_targets(
+        b_target, m_wrong, b_weight = _load_targets(
             p_target, p_weight, o_pixel, m_pixel, classes, ignore_index, WEIGHTED
         )
         # The target's logit is interpolated once more: cheaper than a look at every class.
         b_value = _target_logits(
             p_logits,
             i_n,
-            tl.where(m_class, b_target, 0),
+            tl.maximum(b_target, 0).to(tl.int64),
             source,
             row_weight,
             low,
@@ -189,9 +190,9 @@ def loss_fwd_kernel(
         b_loss = (1.0 - LABEL_SMOOTHING) * b_weight * (b_lse - b_value)
         if LABEL_SMOOTHING > 0:
             b_loss += LABEL_SMOOTHING / classes * (b_lse * weight_sum - b_mean)
-        sum_of_losses += tl.sum(tl.where(m_class, b_loss, 0.0)).to(tl.float64)
+        sum_of_losses += tl.sum(tl.where(b_target >= 0, b_loss, 0.0)).to(tl.float64)
         sum_of_weights += tl.sum(b_weight).to(tl.float64)
-        wrong_labels += tl.sum((m_given & ~m_class).to(tl.int32)).to(tl.float64)
+        wrong_labels += tl.sum(m_wrong.to(tl.int32)).to(tl.float64)
 
     p_sums += tl.program_id(0).to(tl.int64) * 3
     tl.store(p_sums, sum_of_losses)
@@ -230,7 +231,10 @@ def loss_bwd_kernel(
     # Classes innermost: programs that run together read the same targets and lse.
     i_program = tl.program_id(0)
     class_blocks = tl.cdiv(classes, BLOCK_K)
-    o_k = i_program % class_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+    o_k = (i_program % class_blocks).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    # Reads of logits shall not lay threads out along classes where these are innermost in memory:
+    # a thread has one column, whose targets and lse serve all of its classes.
+    o_k_read = tl.max_contiguous(o_k, 1)
     i_program //= class_blocks
     col_tiles = tl.cdiv(cols, TILE_COLS)
     first_col = position_of(i_program % col_tiles * TILE_COLS, LONG_AXES)
@@ -247,7 +251,7 @@ def loss_bwd_kernel(
 
     scale = tl.load(p_scale)
     if LABEL_SMOOTHING > 0:
-        weight_sum = _sum_of_weights(p_weight, classes, WEIGHTED)
+        smooth_sum = LABEL_SMOOTHING / classes * _sum_of_weights(p_weight, classes, WEIGHTED)
         b_smooth = tl.full([BLOCK_K], LABEL_SMOOTHING, tl.float32) / classes
         if WEIGHTED:
             b_smooth *= tl.load(p_weight + o_k, mask=o_k < classes, other=0.0)
@@ -267,7 +271,7 @@ def loss_bwd_kernel(
             b_first, b_step = load_between(
                 p_logits,
                 i_n,
-                o_k.to(tl.int64),
+                o_k_read,
                 source,
                 low,
                 high,
@@ -279,27 +283,41 @@ def loss_bwd_kernel(
             )
             b_upper = tl.zeros([BLOCK_K, BLOCK_W], tl.float32)
             b_lower = tl.zeros([BLOCK_K, BLOCK_W], tl.float32)
+            if LABEL_SMOOTHING > 0:
+                # Of pixels that count, by their weights: the same for all classes.
+                b_upper_count = tl.zeros([BLOCK_W], tl.float32)
+                b_lower_count = tl.zeros([BLOCK_W], tl.float32)
             for row in tl.range(begin, end, num_stages=1):
-                row_low, row_high, row_weight = interpolation_tap(row, height, rows, ALIGN_CORNERS)
+                # All that the last row of logits can get, so nothing is left for one behind it.
+                upper_weight = interpolation_weight(
+                    row, height, source, position_of(rows, LONG_AXES), ALIGN_CORNERS
+                )
+                row_weight = 1.0 - upper_weight
                 o_pixel = (i_n * height + row) * width + o_w
-                b_target, m_given, m_class, b_weight = _load_targets(
+                b_target, _m_wrong, b_weight = _load_targets(
                     p_target, p_weight, o_pixel, m_w, classes, ignore_index, WEIGHTED
                 )
-                # The exponential of minus infinity is 0, whatever the logit.
-                b_lse = tl.load(p_lse + o_pixel, mask=m_class, other=float("inf"))
+                m_class = b_target >= 0
+                # Without a class: the exponential of minus infinity is 0, whatever the logit.
+                b_lse = tl.load(p_lse + o_pixel, mask=m_w, other=0.0)
+                b_lse = tl.where(m_class, b_lse, float("inf"))
                 b_target_weight = (1.0 - LABEL_SMOOTHING) * b_weight
                 b_sum_weight = b_target_weight
                 if LABEL_SMOOTHING > 0:
-                    b_sum_weight += tl.where(m_class, LABEL_SMOOTHING / classes * weight_sum, 0.0)
+                    b_sum_weight += tl.where(m_class, smooth_sum, 0.0)
                 b_grad = tl.exp(b_first + row_weight * b_step - b_lse[None, :])
                 b_grad *= b_sum_weight[None, :]
-                m_target = o_k[:, None] == b_target[None, :]
+                m_target = o_k.to(tl.int32)[:, None] == b_target[None, :]
                 b_grad -= tl.where(m_target, b_target_weight[None, :], 0.0)
-                if LABEL_SMOOTHING > 0:
-                    b_grad -= tl.where(m_class[None, :], b_smooth[:, None], 0.0)
-                b_upper += (1.0 - row_weight) * b_grad
+                b_upper += upper_weight * b_grad
                 b_lower += row_weight * b_grad
+                if LABEL_SMOOTHING > 0:
+                    b_upper_count += tl.where(m_class, upper_weight, 0.0)
+                    b_lower_count += tl.where(m_class, row_weight, 0.0)
 
+            if LABEL_SMOOTHING > 0:
+                b_upper -= b_smooth[:, None] * b_upper_count[None, :]
+                b_lower -= b_smooth[:, None] * b_lower_count[None, :]
             m_low = m_w[:, None] & (low[:, None] == o_col[None, :])
             m_high = m_w[:, None] & (high[:, None] == o_col[None, :])
             b_spread = tl.where(m_low, 1.0 - weight[:, None], 0.0)
@@ -307,15 +325,12 @@ def loss_bwd_kernel(
             b_here = tl.dot(b_upper, b_spread, b_here, input_precision="ieee")
             b_carry = tl.dot(b_lower, b_spread, b_carry, input_precision="ieee")
 
-        # Behind the last row of logits lies itself.
-        b_grad = scale * tl.where(source == rows - 1, b_here + b_carry, b_here)
-        if CHANNELS_LAST:
-            o_grad = ((i_n * rows + source) * cols + o_col)[None, :] * classes + o_k[:, None]
-        else:
-            o_grad = ((i_n * classes + o_k) * rows + source)[:, None] * cols + o_col[None, :]
         # The first round of most programs is for what it carries only.
-        m_grad = (o_k < classes)[:, None] & (o_col < end_col)[None, :] & (source >= first_source)
-        tl.store(p_grad_logits + o_grad, b_grad.to(p_grad_logits.dtype.element_ty), mask=m_grad)
+        if source >= first_source:
+            o_grad = logit_offsets(i_n, o_k, source, o_col, classes, rows, cols, CHANNELS_LAST)
+            m_grad = (o_k < classes)[:, None] & (o_col < end_col)[None, :]
+            b_grad_logits = (scale * b_here).to(p_grad_logits.dtype.element_ty)
+            tl.store(p_grad_logits + o_grad, b_grad_logits, mask=m_grad)
 
 
 def _float_weight(weight: Tensor | None, instead: Tensor) -> Tensor:
@@ -329,14 +344,13 @@ def upsample_loss_forward(
     ignore_index: int,
     align_corners: bool,
     label_smoothing: float,
-    label_dtype: torch.dtype | None,
+    label_dtype: torch.dtype,
+    return_labels: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, lse ``[N, H, W]``, the sum of weights by which the loss is divided, and the labels
-    ``[N, H, W]`` that the logits predict, or nothing without a dtype for them."""
+    ``[N, H, W]`` that the logits predict, ``[0]`` unless asked for."""
     lse = logits.new_empty(target.shape, dtype=torch.float32)
-    labels = logits.new_empty(
-        (0,) if label_dtype is None else target.shape, dtype=label_dtype or torch.uint8
-    )
+    labels = logits.new_empty(target.shape if return_labels else (0,), dtype=label_dtype)
     p = plan(logits, *target.shape[1:], align_corners)
     # Losses, weights and wrong labels of every program.
     programs = p.grid()[0]
@@ -345,7 +359,7 @@ def upsample_loss_forward(
         wrap_triton(loss_fwd_kernel)[(programs,)](
             p.logits,
             target.to(torch.int64).contiguous(),
-            _float_weight(weight, lse),
+            _float_weight(weight, p.logits),
             lse,
             labels,
             sums,
@@ -353,7 +367,7 @@ def upsample_loss_forward(
             ignore_index,
             LABEL_SMOOTHING=label_smoothing,
             WEIGHTED=weight is not None,
-            WITH_LABELS=label_dtype is not None,
+            WITH_LABELS=return_labels,
             **p.constants,
         )
     total, weight_sum, wrong = sums.sum(0).unbind()
@@ -382,11 +396,12 @@ def upsample_loss_backward(
     if lse.numel() == 0:
         return grad_logits.zero_()
 
-    # n columns of logits are read by the columns of the image between their neighbours.
+    # So many columns of logits that the columns of the image between their neighbours, at both
+    # ends, fill as many rounds as they take.
     positions, sources = upsampling(width, cols, align_corners)
-    most_columns = -(-(_BACKWARD_COLS + 1) * positions // max(sources, 1))
-    block_w = min(max(power_of_two(most_columns), 16), _MOST_COLUMNS)
-    tile_cols = min(max(block_w * sources // positions - 1, 1), _BACKWARD_COLS)
+    rounds = max((_BACKWARD_COLS + 1) * positions // max(sources, 1) // _BACKWARD_WIDTH, 1)
+    tile_cols = rounds * _BACKWARD_WIDTH * sources // positions - 1
+    tile_cols = int(min(max(tile_cols, 1), _BACKWARD_COLS))
     tiles = batch * -(-classes // _BACKWARD_CLASSES) * -(-cols // tile_cols)
     tile_rows = _MOST_ROWS
     while tile_rows > 1 and tiles * -(-rows // tile_rows) < _ENOUGH_PROGRAMS:
@@ -396,7 +411,7 @@ def upsample_loss_backward(
         scale.to(torch.float32),
         p.logits,
         target.to(torch.int64).contiguous(),
-        _float_weight(weight, lse),
+        _float_weight(weight, p.logits),
         lse,
         grad_logits,
         *p.sizes,
@@ -407,7 +422,7 @@ def upsample_loss_backward(
         TILE_COLS=tile_cols,
         BLOCK_K=_BACKWARD_CLASSES,
         BLOCK_COLS=_BACKWARD_COLS,
-        BLOCK_W=block_w,
+        BLOCK_W=_BACKWARD_WIDTH,
         **constants,
     )
     return grad_logits

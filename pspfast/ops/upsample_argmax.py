@@ -170,3 +170,24 @@ if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::upsample_argmax", _argmax_fake)
     torch.library.register_fake("pspfast::upsample_softmax", _softmax_fake)
     torch.library.register_fake("pspfast::upsample_softmax_add", _softmax_add_fake)
+
+if "triton" not in backends.MISSING:
+    from pspfast.kernels import upsample_argmax as kernels
+
+    @torch.library.triton_op("pspfast::upsample_argmax_triton", mutates_args=())
+    def _argmax_triton(
+        logits: Tensor, height: int, width: int, align_corners: bool, label_dtype: torch.dtype
+    ) -> Tensor:
+        return kernels.upsample_argmax(logits, height, width, align_corners, label_dtype)
+
+    @torch.library.triton_op("pspfast::upsample_softmax_triton", mutates_args=())
+    def _softmax_triton(
+        logits: Tensor, height: int, width: int, align_corners: bool, flip: bool, weight: float
+    ) -> Tensor:
+        return kernels.upsample_softmax(logits, height, width, align_corners, flip, weight)
+
+    @torch.library.triton_op("pspfast::upsample_softmax_add_triton", mutates_args={"out"})
+    def _softmax_add_triton(
+        out: Tensor, logits: Tensor, align_corners: bool, flip: bool, weight: float
+    ) -> None:
+        kernels.upsample_softmax_add(out, logits, align_corners, flip, weight)

@@ -189,3 +189,45 @@ if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::upsample_loss", _fake)
     torch.library.register_fake("pspfast::upsample_loss_backward", _backward_fake)
     _register_autograd("upsample_loss", "upsample_loss_backward")
+
+if "triton" not in backends.MISSING:
+    from pspfast.kernels import upsample_loss as kernels
+
+    @torch.library.triton_op("pspfast::upsample_loss_triton", mutates_args=())
+    def _triton(
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        align_corners: bool,
+        label_smoothing: float,
+        return_labels: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        label_dtype = label_dtype_of(logits.shape[1])
+        return kernels.upsample_loss_forward(
+            logits,
+            target,
+            weight,
+            ignore_index,
+            align_corners,
+            label_smoothing,
+            label_dtype,
+            return_labels,
+        )
+
+    @torch.library.triton_op("pspfast::upsample_loss_backward_triton", mutates_args=())
+    def _backward_triton(
+        scale: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        lse: Tensor,
+        ignore_index: int,
+        align_corners: bool,
+        label_smoothing: float,
+    ) -> Tensor:
+        return kernels.upsample_loss_backward(
+            scale, logits, target, weight, lse, ignore_index, align_corners, label_smoothing
+        )
+
+    _register_autograd("upsample_loss_triton", "upsample_loss_backward_triton")

@@ -49,7 +49,17 @@ def test_triton(
         "BLOCK_W": block_w,
     }
     forward = triton_code(
-        pyramid_pool._fwd_kernel, arch, dtype, constants | {"BLOCK_S": 64}, ("channels",)
+        pyramid_pool._fwd_kernel,
+        arch,
+        dtype,
+        constants
+        | {
+            "BLOCK_S": 64,
+            "BLOCK_W": pyramid_pool._forward_columns(
+                width, channels_last, 4 if dtype == "fp32" else 2
+            ),
+        },
+        ("channels",),
     )
     backward = triton_code(pyramid_pool._bwd_kernel, arch, dtype, constants, ("channels",))
     for kernel in (forward, backward):

@@ -17,8 +17,8 @@ DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 OTHER_DTYPES = {torch.float64: "fp64", torch.int64: "i64", torch.uint8: "u8"}
 # What an sm_89 multiprocessor lends a block, the least of all chips since sm_80.
 MAX_SHARED_BYTES = 99 * 1024
-# ptxas saves up to four registers, outside of inner loops, to keep one more program resident;
-# values that an inner loop needs would take hundreds of bytes.
+# In softmax on sm_100, and with weights and smoothing, ptxas saves up to four registers, outside of
+# inner loops, to keep one more program resident; what such loops need would take hundreds of bytes.
 MAX_STACK_BYTES = 16
 
 
@@ -40,7 +40,7 @@ class Launches:
 
         return OfAnyGrid()
 
-    def assert_fit(self, arch: int, kernels: int) -> None:
+    def assert_fit(self, arch: int, kernels: int, stack_bytes: int = 0) -> None:
         """Of all kernels that were launched, and so many were."""
         assert len(self.noted) == kernels
         for kernel, args in self.noted:
@@ -57,7 +57,7 @@ class Launches:
             dtypes |= {n: "fp32" for n, arg in numbers.items() if isinstance(arg, float)}
             divisible = tuple(n for n, arg in numbers.items() if n not in dtypes and arg % 16 == 0)
             code = self.triton_code(kernel, arch, dtypes, constants, divisible)
-            assert code.stack <= MAX_STACK_BYTES, f"{code.name} spills"
+            assert code.stack <= stack_bytes, f"{code.name} spills"
             assert code.shared <= MAX_SHARED_BYTES, code.name
 
 
@@ -130,7 +130,7 @@ def test_loss_with_weights_and_smoothing(
 ) -> None:
     logits = some_logits(classes, channels_last, torch.float32)
     launch_loss(logits, (SIZE, SIZE), weighted=True, label_smoothing=0.1, align_corners=False)
-    launches.assert_fit(arch, 2)
+    launches.assert_fit(arch, 2, MAX_STACK_BYTES)
 
 
 @every_arch
@@ -140,7 +140,7 @@ def test_argmax_and_softmax(
     launches: Launches, classes: int, channels_last: bool, dtype: torch.dtype, arch: int
 ) -> None:
     launch_argmax_and_softmax(some_logits(classes, channels_last, dtype), (SIZE, SIZE))
-    launches.assert_fit(arch, 3)
+    launches.assert_fit(arch, 3, MAX_STACK_BYTES if arch == 100 else 0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -149,7 +149,7 @@ def test_compiles_where_every_size_is_one(launches: Launches, weighted: bool) ->
     logits = torch.empty(1, 1, 1, 1, device="meta")
     launch_loss(logits, (1, 1), weighted=weighted, label_smoothing=0.1, align_corners=weighted)
     launch_argmax_and_softmax(logits, (1, 1), align_corners=weighted)
-    launches.assert_fit(90, 5)
+    launches.assert_fit(90, 5, MAX_STACK_BYTES)
 
 
 def test_compiles_for_long_axes(launches: Launches) -> None:
@@ -157,4 +157,4 @@ def test_compiles_for_long_axes(launches: Launches) -> None:
     launch_loss(logits, (1, 2**13), with_labels=False)
     launch_argmax_and_softmax(logits, (1, 2**13))
     assert all(args["LONG_AXES"] for _, args in launches.noted)
-    launches.assert_fit(90, 5)
+    launches.assert_fit(90, 5, MAX_STACK_BYTES)

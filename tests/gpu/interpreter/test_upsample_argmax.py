@@ -3,10 +3,12 @@ PyTorch."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
 
 import pspfast.ops.upsample_argmax  # noqa: F401, registers the ops
 from pspfast.kernels import upsample_tiles
@@ -56,6 +58,29 @@ def assert_largest(labels: Tensor, full: Tensor) -> None:
     torch.testing.assert_close(chosen, full.amax(1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Addresses that kernels write."""
+    addresses: list[np.ndarray] = []
+    store = InterpreterBuilder.create_masked_store
+
+    def noted_store(
+        builder: InterpreterBuilder, pointers: Any, value: Any, mask: Any, *args: Any
+    ) -> Any:
+        addresses.append(pointers.data[mask.data])
+        return store(builder, pointers, value, mask, *args)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", noted_store)
+    return addresses
+
+
+def assert_written_once(written: list[np.ndarray], numbers: int) -> None:
+    """Programs run one after the other here: what two of them write would be right in the end."""
+    addresses = np.concatenate(written)
+    assert len(addresses) == len(np.unique(addresses)) == numbers
+    written.clear()
+
+
 @both_formats
 @both_alignments
 @every_case
@@ -87,6 +112,16 @@ def test_softmax(
     assert got.dtype == torch.float32
     expected = 0.5 * upsampled(logits, size, align_corners).softmax(1)
     torch.testing.assert_close(got.double(), expected, rtol=3e-6, atol=1e-7)
+
+
+@both_formats
+def test_every_number_is_written_once(written: list[np.ndarray], channels_last: bool) -> None:
+    # Of eleven rows, 5, 4 and 2 lie behind each of the logits'; a tile has 4.
+    logits = as_given(torch.randn(1, 3, 3, 4), channels_last)
+    labels = upsample_argmax(logits, 11, 9, False, torch.int32)
+    assert_written_once(written, labels.numel())
+    probabilities = upsample_softmax(logits, 11, 9, False, True, 1.0)
+    assert_written_once(written, probabilities.numel())
 
 
 # Of a canvas [N, K, H, W], in memory, and its window.

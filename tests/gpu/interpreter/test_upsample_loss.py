@@ -1,11 +1,14 @@
 """The Triton kernels of upsample_loss in the interpreter, against float64 PyTorch."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
 
 import pspfast.ops.upsample_loss  # noqa: F401, registers the op
 from pspfast.kernels import upsample_loss, upsample_tiles
@@ -46,6 +49,8 @@ CASES = [
     Case(1, 2, (1, 2), (1, 260), weighted=True),
     Case(2, 3, (1, 1), (2, 3), smoothing=0.1),
     Case(1, 1, (2, 2), (3, 3)),
+    # More classes than are summed at a time, 128.
+    Case(1, 130, (1, 1), (1, 2), smoothing=0.1, weighted=True),
     Case(1, 1, (1, 1), (1, 1), smoothing=0.1),
 ]
 
@@ -84,6 +89,29 @@ def assert_exact_to_rounding(got: Tensor, expected: Tensor) -> None:
     )
 
 
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Addresses that kernels write."""
+    addresses: list[np.ndarray] = []
+    store = InterpreterBuilder.create_masked_store
+
+    def noted_store(
+        builder: InterpreterBuilder, pointers: Any, value: Any, mask: Any, *args: Any
+    ) -> Any:
+        addresses.append(pointers.data[mask.data])
+        return store(builder, pointers, value, mask, *args)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", noted_store)
+    return addresses
+
+
+def assert_written_once(written: list[np.ndarray], numbers: int) -> None:
+    """Programs run one after the other here: what two of them write would be right in the end."""
+    addresses = np.concatenate(written)
+    assert len(addresses) == len(np.unique(addresses)) == numbers
+    written.clear()
+
+
 @both_formats
 @both_alignments
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -118,6 +146,21 @@ def test_forward_and_backward(case: Case, align_corners: bool, channels_last: bo
     assert_exact_to_rounding(got, exact.grad)
     assert got.dtype == case.dtype
     assert got.stride() == logits.stride()
+
+
+@both_formats
+def test_every_number_is_written_once(written: list[np.ndarray], channels_last: bool) -> None:
+    """By tiles that fill their blocks neither in rows nor in columns."""
+    case = Case(1, 3, (3, 20), (11, 40))
+    logits, target = some_logits(case, channels_last), some_target(case)
+    arguments = (IGNORED, False, 0.0)
+    _, lse, weight_sum, labels = upsample_loss_forward(
+        logits, target, None, *arguments, torch.int32, True
+    )
+    (programs,) = upsample_tiles.plan(logits, *case.size, False).grid()
+    assert_written_once(written, lse.numel() + labels.numel() + 3 * programs)
+    upsample_loss_backward(weight_sum, logits, target, None, lse, *arguments)
+    assert_written_once(written, logits.numel())
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -199,9 +242,10 @@ WRONG = "upsample_cross_entropy: target: a label is neither a class nor ignore_i
 
 @pytest.mark.parametrize("label", [-1, 3, 254, 2**32])
 def test_wrong_labels(label: int) -> None:
-    case = Case(2, 3, (2, 3), (5, 4))
+    # In the first of a program's rounds over rows.
+    case = Case(2, 3, (2, 3), (20, 4))
     target = some_target(case)
-    target[1, 4, 3] = label
+    target[1, 2, 3] = label
     with pytest.raises(RuntimeError, match=WRONG):
         upsample_loss_forward(
             some_logits(case), target, None, IGNORED, True, 0.0, torch.uint8, False
