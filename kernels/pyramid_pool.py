@@ -140,7 +140,7 @@ def _blocks(batch: int, channels: int, width: int, channels_last: bool) -> tuple
 
 
 def _forward_columns(width: int, channels_last: bool, element_size: int) -> int:
-    """Columns of a forward program; of 64 with 16-bit channels sm_100 would have some on the stack."""
+    """Columns of a forward program: 64 with 16-bit channels would reach sm_100's stack."""
     return min(column_block(width), 32 if channels_last and element_size == 2 else 64)
 
 
