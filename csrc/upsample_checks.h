@@ -14,6 +14,10 @@ inline UpsampleParams make_upsample_params(const char* op, const at::Tensor& log
     TORCH_CHECK_VALUE(size >= 1 && size <= kMaxAxisSize, op, ": size: expected H and W of 1 to ", kMaxAxisSize,
                       ", got ", height, " and ", width);
   }
+  // Taps are computed in int32.
+  TORCH_CHECK_VALUE(std::max(height * logits.size(2), width * logits.size(3)) < int64_t(1) << 30, op,
+                    ": size: expected H h and W w below 2^30, got ", height, " x ", logits.size(2), " and ", width,
+                    " x ", logits.size(3));
   return {logits.size(0), logits.size(1), logits.size(2),           logits.size(3), height,
           width,          align_corners,  is_channels_last(logits), dtype};
 }

@@ -81,9 +81,12 @@ void loss_backward(const UpsampleLossParams& p, const T* logits, const int64_t* 
   using A = Acc<T>;
   const AxisSegments<A> rows(p.height, p.rows, p.align_corners), cols(p.width, p.cols, p.align_corners);
   const int64_t plane = p.rows * p.cols;
-  // Few classes a task, for what is expanded to stay in an L1 cache, and a few tasks a thread.
+  // Few classes a task, for what is expanded to stay in an L1 cache; where images do not share out evenly among
+  // threads, a few tasks a thread.
   constexpr int64_t kMostClasses = 32;
-  const int64_t wanted = std::max(ceil_div(p.classes, kMostClasses), ceil_div(4 * at::get_num_threads(), p.batch));
+  const int64_t threads = at::get_num_threads();
+  const int64_t tasks = p.batch % threads == 0 ? 1 : ceil_div(4 * threads, p.batch);
+  const int64_t wanted = std::max(ceil_div(p.classes, kMostClasses), tasks);
   const int64_t parts = std::min(p.classes, wanted), most = ceil_div(p.classes, parts);
   parallel_tasks(p.batch * parts, [&] {
     return [&, scratch = GatherScratch<A>{scratch<A>(most * plane), scratch<A>(3 * most * kLanes),
