@@ -1,5 +1,5 @@
-// Index maths of the pyramid: bin edges, cells and interpolation taps. Host and device compile this same text; no torch
-// header.
+// Index maths: bin edges, cells and interpolation taps of the pyramid, tiles of a dilated convolution. Host and device
+// compile this same text; no torch header.
 #pragma once
 
 #include <algorithm>
@@ -129,6 +129,28 @@ inline AxisCells make_axis_cells(int64_t size, const int32_t* bins, int levels) 
 inline PyramidCells make_pyramid_cells(int64_t height, int64_t width, const PyramidLevels& pyramid) {
   return {pyramid, make_axis_cells(height, pyramid.bins, pyramid.levels),
           make_axis_cells(width, pyramid.bins, pyramid.levels)};
+}
+
+// A convolution dilated by d is an ordinary one on each of the d phases of an axis, the positions phase + i d. Tiles
+// are four neighbouring positions of a phase, the last of a phase maybe fewer; they are numbered phase after phase. The
+// first size % d phases are one longer than the others.
+constexpr int64_t kTileOutputs = 4;
+
+constexpr int64_t tile_count(int64_t size, int64_t dilation) {
+  const int64_t shorter = size / dilation, longer_phases = size % dilation;
+  return longer_phases * (shorter / kTileOutputs + 1) +
+         (dilation - longer_phases) * ((shorter + kTileOutputs - 1) / kTileOutputs);
+}
+
+// The tile's first position on the axis; its i-th is i * dilation further, if that is less than the size.
+constexpr int64_t tile_begin(int64_t tile, int64_t size, int64_t dilation) {
+  const int64_t shorter = size / dilation, longer_phases = size % dilation;
+  const int64_t in_longer = shorter / kTileOutputs + 1, in_shorter = (shorter + kTileOutputs - 1) / kTileOutputs;
+  if (tile < longer_phases * in_longer) {
+    return tile / in_longer + tile % in_longer * kTileOutputs * dilation;
+  }
+  tile -= longer_phases * in_longer;
+  return longer_phases + tile / in_shorter + tile % in_shorter * kTileOutputs * dilation;
 }
 
 }  // namespace pspfast

@@ -73,6 +73,11 @@ def _find_missing() -> dict[str, str]:
 MISSING = _find_missing()
 
 
+def is_automatic() -> bool:
+    """Whether no backend has been chosen."""
+    return _chosen == "auto"
+
+
 def default(device: str) -> str:
     """The backend that ``auto`` takes for tensors on a device of this type."""
     for name, served in _DEVICES.items():

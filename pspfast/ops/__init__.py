@@ -1,3 +1,4 @@
+from pspfast.ops.dilated_conv2d import dilated_conv2d
 from pspfast.ops.pyramid_concat import pyramid_concat
 from pspfast.ops.pyramid_conv2d import pyramid_conv2d
 from pspfast.ops.pyramid_pool import pyramid_pool
@@ -5,6 +6,7 @@ from pspfast.ops.upsample_argmax import upsample_argmax, upsample_softmax
 from pspfast.ops.upsample_loss import upsample_cross_entropy
 
 __all__ = [
+    "dilated_conv2d",
     "pyramid_concat",
     "pyramid_conv2d",
     "pyramid_pool",

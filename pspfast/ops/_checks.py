@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,24 @@ from pspfast import backends
 # kMaxLevels, kMaxAxisBins and kMaxAxisSize of csrc/geometry.h.
 _MAX_LEVELS = 8
 _MAX_AXIS_BINS = 64
-_MAX_AXIS_SIZE = 2**23
+MAX_AXIS_SIZE = 2**23
 
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether the map's memory order is channels_last and cannot be read as contiguous."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def format_of(*tensors: Tensor) -> torch.memory_format:
+    """channels_last if one of the tensors is, as results of ``F.conv2d`` are, else contiguous."""
+    return torch.channels_last if any(map(is_channels_last, tensors)) else torch.contiguous_format
+
+
+def autocast(*tensors: Tensor | None) -> list[Any]:
+    """The tensors as autocast hands them to a convolution: float64 is left alone."""
+    device = next(t for t in tensors if t is not None).device.type
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
 def check_map(op: str, name: str, x: Tensor) -> None:
@@ -28,9 +41,9 @@ def check_map(op: str, name: str, x: Tensor) -> None:
     if not x.is_floating_point() or (is_gpu_double and backends.select(op, x) != "reference"):
         raise TypeError(f"{op}: {name}: expected float32, float16 or bfloat16, got {x.dtype}")
     height, width = x.shape[2:]
-    if not (1 <= height <= _MAX_AXIS_SIZE and 1 <= width <= _MAX_AXIS_SIZE):
+    if not (1 <= height <= MAX_AXIS_SIZE and 1 <= width <= MAX_AXIS_SIZE):
         raise ValueError(
-            f"{op}: {name}: expected H and W of 1 to {_MAX_AXIS_SIZE}, got {height} and {width}"
+            f"{op}: {name}: expected H and W of 1 to {MAX_AXIS_SIZE}, got {height} and {width}"
         )
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_bins, check_map, check_priors, is_channels_last
+from pspfast.ops._checks import check_bins, check_map, check_priors, format_of
 
 
 def pyramid_concat(
@@ -82,7 +82,7 @@ def _fake(x: Tensor, priors: Tensor, bins: Sequence[int], align_corners: bool) -
         (x.shape[0], x.shape[1] + len(bins) * priors.shape[1], *x.shape[2:]),
         dtype=x.dtype,
         device=x.device,
-        memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format,
+        memory_format=format_of(x),
     )
 
 

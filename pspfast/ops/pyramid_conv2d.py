@@ -21,13 +21,15 @@ from torch import Tensor
 
 from pspfast import backends
 from pspfast.ops._checks import (
+    autocast,
     check_bins,
     check_map,
     check_priors,
     check_same,
-    is_channels_last,
+    format_of,
     sum_dtype,
 )
+from pspfast.ops.dilated_conv2d import dilated_conv2d
 from pspfast.ops.pyramid_concat import pyramid_concat_reference
 
 
@@ -72,7 +74,7 @@ def pyramid_conv2d(
     All gradients of the pyramid's share are gathers and bit-reproducible.
     """
     if torch.is_autocast_enabled(x.device.type):
-        x, priors, weight, bias = _autocast(x, priors, weight, bias)
+        x, priors, weight, bias = autocast(x, priors, weight, bias)
     _check_inputs(x, priors, weight, bins, bias)
     backend = backends.select("pyramid_conv2d", x)
     if backend == "reference":
@@ -88,7 +90,7 @@ def pyramid_conv2d(
         )
     mix = torch.ops.pspfast.pyramid_mix if backend == "cpu" else _mix_by_matmul
     mixed, weight_x = mix(priors, weight, bins, levels_first)
-    base = F.conv2d(x, weight_x, padding=weight.shape[2] // 2)
+    base = dilated_conv2d(x, weight_x) if weight.shape[2] == 3 else F.conv2d(x, weight_x)
     op = "pyramid_upsample_add_triton" if backend == "triton" else "pyramid_upsample_add"
     return getattr(torch.ops.pspfast, op)(base, mixed, bias, bins, align_corners, relu)
 
@@ -111,13 +113,6 @@ def pyramid_conv2d_reference(
         maps = torch.cat([maps[:, channels:], maps[:, :channels]], dim=1)
     out = F.conv2d(maps, weight, bias, padding=weight.shape[2] // 2)
     return out.relu() if relu else out
-
-
-def _autocast(*tensors: Tensor | None) -> list[Any]:
-    """The tensors as autocast hands them to a convolution: float64 is left alone."""
-    device = next(t for t in tensors if t is not None).device.type
-    dtype = torch.get_autocast_dtype(device)
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
 def _check_inputs(
@@ -188,7 +183,7 @@ def _empty_like_weight(weight: Tensor, channels: int) -> Tensor:
         (weight.shape[0], channels, *weight.shape[2:]),
         dtype=weight.dtype,
         device=weight.device,
-        memory_format=torch.channels_last if is_channels_last(weight) else torch.contiguous_format,
+        memory_format=format_of(weight),
     )
 
 
@@ -224,7 +219,7 @@ def _upsample_add_fake(
         base.shape,
         dtype=base.dtype,
         device=base.device,
-        memory_format=torch.channels_last if is_channels_last(base) else torch.contiguous_format,
+        memory_format=format_of(base),
     )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_map, is_channels_last, sum_dtype
+from pspfast.ops._checks import check_map, format_of, sum_dtype
 from pspfast.ops.upsample_argmax import label_dtype_of, upsample_argmax_reference
 
 _OP = "upsample_cross_entropy"
@@ -160,8 +160,7 @@ def _fake(
 
 
 def _backward_fake(scale: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    memory_format = torch.channels_last if is_channels_last(logits) else torch.contiguous_format
-    return torch.empty_like(logits, memory_format=memory_format)
+    return torch.empty_like(logits, memory_format=format_of(logits))
 
 
 def _register_autograd(forward_op: str, backward_op: str) -> None:

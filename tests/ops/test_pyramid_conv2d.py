@@ -31,6 +31,8 @@ def oracle(
 
 
 class TestPyramidConv2d(OpTester):
+    float32_error = 1e-5  # Of dilated_conv2d.
+
     """Cases are (x, priors, weight, bias), (bins, align_corners, levels_first)."""
 
     cases: ClassVar = [

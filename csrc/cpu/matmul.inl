@@ -1,0 +1,96 @@
+// Products of small matrices of float, included once per vector level. Rows of 16 lie together: element (m, k) of a
+// left factor is at [k / 16][m][k % 16], or, transposed, at [m / 16][k][m % 16]; element (k, n) of a right factor and
+// (m, n) of a product at [n / 16][k or m][n % 16], where blocks of 16 columns are a given distance apart.
+
+// Rows and vectors of columns that a step keeps in registers, with a row of the right factor beside them.
+#if PSPFAST_LEVEL == PSPFAST_AVX512
+constexpr int kMatmulRows = 14, kMatmulCols = 2;
+constexpr int kTransposedRows = 8;  // Divides 16.
+#elif PSPFAST_LEVEL == PSPFAST_AVX2
+constexpr int kMatmulRows = 6, kMatmulCols = 1;
+constexpr int kTransposedRows = 4;
+#else
+constexpr int kMatmulRows = 2, kMatmulCols = 1;
+constexpr int kTransposedRows = 2;
+#endif
+
+struct Matmul {
+  const float* left;
+  int64_t left_block;  // distance of the blocks of 16 k, or of 16 m if transposed
+  const float* right;
+  int64_t right_block;  // distance of blocks of 16 columns
+  float* product;
+  int64_t product_row, product_block;
+  int64_t depth;  // a multiple of 16 unless transposed
+  bool add;       // to what the product holds
+};
+
+template <int kRows, int kCols, bool kTransposed>
+void multiply_rows(const Matmul& m) {
+  constexpr int64_t kRowStride = kTransposed ? 1 : kLanes, kStep = kTransposed ? kLanes : 1;
+  Lanes<float> sums[kRows][kCols] = {};
+  const auto step = [&](const float* left, const float* right) __attribute__((always_inline)) {
+    Lanes<float> row[kCols];
+#pragma GCC unroll 2
+    for (int j = 0; j < kCols; ++j) row[j] = load(right + j * m.right_block);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kCols; ++j) sums[i][j] += left[i * kRowStride] * row[j];
+    }
+  };
+  if constexpr (kTransposed) {
+    for (int64_t k = 0; k < m.depth; ++k) step(m.left + k * kStep, m.right + k * kLanes);
+  } else {
+    for (int64_t k = 0; k < m.depth; k += kLanes) {
+      const float* left = m.left + k / kLanes * m.left_block;
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kLanes; ++i) step(left + i * kStep, m.right + (k + i) * kLanes);
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kCols; ++j) {
+      float* to = m.product + i * m.product_row + j * m.product_block;
+      store(to, m.add ? load(to) + sums[i][j] : sums[i][j]);
+    }
+  }
+}
+
+template <int kRows, int kCols>
+void multiply_up_to(int64_t rows, const Matmul& m) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return multiply_up_to<kRows - 1, kCols>(rows, m);
+  }
+  multiply_rows<kRows, kCols, false>(m);
+}
+
+// All rows, and a number of blocks of columns.
+inline void multiply(int64_t rows, int64_t blocks, const Matmul& all) {
+  const int64_t parts = (rows + kMatmulRows - 1) / kMatmulRows;
+  for (int64_t block = 0; block < blocks; block += kMatmulCols) {
+    for (int64_t part = 0; part < parts; ++part) {
+      // Parts that differ by one row at most.
+      const int64_t begin = part * rows / parts, end = (part + 1) * rows / parts;
+      Matmul m = all;
+      m.left += begin * kLanes;
+      m.right += block * all.right_block;
+      m.product += begin * all.product_row + block * all.product_block;
+      blocks - block < kMatmulCols ? multiply_up_to<kMatmulRows, 1>(end - begin, m)
+                                   : multiply_up_to<kMatmulRows, kMatmulCols>(end - begin, m);
+    }
+  }
+}
+
+// The same with a transposed left factor, for a multiple of 16 rows.
+inline void multiply_transposed(int64_t rows, int64_t blocks, const Matmul& all) {
+  for (int64_t block = 0; block < blocks; block += kMatmulCols) {
+    for (int64_t row = 0; row < rows; row += kTransposedRows) {
+      Matmul m = all;
+      m.left += row / kLanes * all.left_block + row % kLanes;
+      m.right += block * all.right_block;
+      m.product += row * all.product_row + block * all.product_block;
+      blocks - block < kMatmulCols ? multiply_rows<kTransposedRows, 1, true>(m)
+                                   : multiply_rows<kTransposedRows, kMatmulCols, true>(m);
+    }
+  }
+}

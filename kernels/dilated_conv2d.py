@@ -1,0 +1,170 @@
+"""dilated_conv2d in Triton: what the op calls; the kernels are in dilated_conv2d_kernels.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.library import wrap_triton
+
+from .dilated_conv2d_kernels import (
+    conv_ieee_kernel,
+    conv_kernel,
+    grad_weight_ieee_kernel,
+    grad_weight_kernel,
+    grad_weight_tf32_kernel,
+)
+from .launch import empty_map, width_divisor
+
+# The weight gradient's pixels are split for this many programs of 128 by 128, four on each of 132
+# multiprocessors, unless a program had too few pixels for its start and its sum to be small.
+_ENOUGH_PROGRAMS = 132 * 4
+_LEAST_PIXELS = 1024
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _ieee(x: Tensor) -> bool:
+    """Whether products are exact: of float32, unless torch's own convolutions may round them."""
+    return x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"
+
+
+def _channel_block(channels: int, x: Tensor, ieee: bool) -> int:
+    """Channels that a program adds at a time: 128 bytes, the swizzle of tensor cores."""
+    most = 16 if ieee else 128 // x.element_size()
+    return min(16 if channels <= 16 else 32 if channels <= 32 else 64, most)
+
+
+def _size_class(pixels: int) -> int:
+    """Pixels up to which a kernel is tuned at once: the next power of two."""
+    size = 1
+    while size < pixels:
+        size *= 2
+    return size
+
+
+def _sizes(
+    x: Tensor, channels: int, out_channels: int, dilation: int
+) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Sizes that both kernels take behind the number of pixels, and the divisors of channels."""
+    height, width = x.shape[2:]
+    divisor, out_divisor = width_divisor(channels), width_divisor(out_channels)
+    sizes = (
+        channels // divisor,
+        out_channels // out_divisor,
+        height,
+        width,
+        dilation,
+        _size_class(x.shape[0] * height * width),
+    )
+    return sizes, {"CHANNEL_DIVISOR": divisor, "OUT_CHANNEL_DIVISOR": out_divisor}
+
+
+def _grid(rows: int, cols: int, parts: int = 1) -> Callable[[dict[str, Any]], tuple[int]]:
+    """Blocks of a result, as many as tuning's choice makes them."""
+
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        blocks = triton.cdiv(rows, meta["BLOCK_M"]) * triton.cdiv(cols, meta["BLOCK_N"])
+        return (parts * blocks,)
+
+    return grid
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    out_channels: int,
+    dilation: int,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    transposed: bool = False,
+) -> Tensor:
+    x = _channels_last(x)
+    batch, channels, height, width = x.shape
+    out = empty_map(x, (batch, out_channels, height, width), channels_last=True)
+    if out.numel() == 0:
+        return out
+    pixels = batch * height * width
+    ieee = _ieee(x)
+    sizes, divisors = _sizes(x, channels, out_channels, dilation)
+    kernel = conv_ieee_kernel if ieee else conv_kernel
+    wrap_triton(kernel)[_grid(pixels, out_channels)](
+        x,
+        _channels_last(weight),
+        x if bias is None else bias.contiguous(),
+        x if residual is None else _channels_last(residual),
+        out,
+        pixels,
+        *sizes,
+        TRANSPOSED=transposed,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        RELU=relu,
+        PRECISION="ieee" if ieee else "tf32",
+        BLOCK_K=_channel_block(channels, x, ieee),
+        **divisors,
+    )
+    return out
+
+
+def dilated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """``[N, O, H, W]`` of x ``[N, C, H, W]`` and weight ``[O, C, 3, 3]``, plus bias ``[O]`` and
+    residual ``[N, O, H, W]`` where given; channels_last."""
+    return _convolve(x, weight, weight.shape[0], dilation, bias, residual, relu)
+
+
+def dilated_conv2d_grad_input(grad: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Gradient ``[N, C, H, W]`` of x for that of the result; channels_last."""
+    # Tensor cores of sm_90 and later do not transpose 32-bit operands.
+    transposed = weight.element_size() < 4
+    filters = weight if transposed else weight.transpose(0, 1)
+    # The output pixels that read a pixel lie at opposite taps.
+    return _convolve(grad, filters, weight.shape[1], -dilation, transposed=transposed)
+
+
+def dilated_conv2d_grad_weight(grad: Tensor, x: Tensor, dilation: int) -> Tensor:
+    """Gradient ``[O, C, 3, 3]`` of the weight, channels_last, for that of the result."""
+    grad, x = _channels_last(grad), _channels_last(x)
+    batch, channels, height, width = x.shape
+    out_channels = grad.shape[1]
+    pixels = batch * height * width
+    shape = (out_channels, 3, 3, channels)
+    if pixels * out_channels * channels == 0:
+        return x.new_zeros(shape).permute(0, 3, 1, 2)
+
+    tiles = 9 * triton.cdiv(out_channels, 128) * triton.cdiv(channels, 128)
+    splits = max(min(triton.cdiv(_ENOUGH_PROGRAMS, tiles), pixels // _LEAST_PIXELS), 1)
+    ieee = _ieee(x)
+    # Pixels at a time. Two warps would spill with 32 of them.
+    block_k = 16 if x.element_size() == 4 else 64
+    split_pixels = triton.cdiv(triton.cdiv(pixels, splits), block_k) * block_k
+    splits = triton.cdiv(pixels, split_pixels)
+    # Splits write sums of their own, which are added here.
+    grad_weight = x.new_empty((splits, *shape), dtype=x.dtype if splits == 1 else torch.float32)
+    sizes, divisors = _sizes(x, channels, out_channels, dilation)
+    tuned = grad_weight_tf32_kernel if x.element_size() == 4 else grad_weight_kernel
+    kernel = grad_weight_ieee_kernel if ieee else tuned
+    wrap_triton(kernel)[_grid(out_channels, channels, 9 * splits)](
+        grad,
+        x,
+        grad_weight,
+        pixels,
+        split_pixels,
+        *sizes,
+        PRECISION="ieee" if ieee else "tf32",
+        BLOCK_K=block_k,
+        **divisors,
+    )
+    grad_weight = grad_weight[0] if splits == 1 else grad_weight.sum(0).to(x.dtype)
+    return grad_weight.permute(0, 3, 1, 2)

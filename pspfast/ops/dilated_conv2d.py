@@ -1,0 +1,308 @@
+"""3×3 convolution with dilation, and its bias, residual and ReLU.
+
+On the CPU by Winograd's algorithm F(4×4, 3×3) (arXiv 1509.09308) where that is faster: a
+convolution with dilation d is d² ordinary ones, on the phases of the map. On a GPU by a Triton
+kernel or by cuDNN, whichever is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from pspfast import backends
+from pspfast.ops._checks import (
+    MAX_AXIS_SIZE,
+    autocast,
+    check_map,
+    check_same,
+    format_of,
+    is_channels_last,
+)
+from pspfast.ops._fastest import fastest
+
+_OP = "dilated_conv2d"
+
+
+def dilated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dilation: int = 1,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """``F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)`` for kernels of 3×3.
+
+    Args:
+        x: ``[N, C, H, W]``, any strides, without a copy if channels_last; float32, float16 or
+            bfloat16, on the CPU float64 too.
+        weight: ``[O, C, 3, 3]``.
+        bias: ``[O]``.
+        dilation: d, the distance of the taps; padding is the same.
+        residual: ``[N, O, H, W]``, added to the result.
+        relu: whether negative results become zero.
+
+    Returns:
+        ``[N, O, H, W]``, channels_last if x or weight is, else contiguous. Sums are kept in
+        float32. Under autocast the arguments are cast as those of ``F.conv2d`` are.
+
+    Raises:
+        ValueError: a shape, device or ``dilation`` is not as above.
+        TypeError: a dtype is not as above.
+
+    In float32 Winograd's algorithm errs by some 2e-6 of the result's norm, direct convolution by
+    some 3e-7. An infinite or NaN value of x makes NaN of all results of its tile of 4×4, with an
+    edge of 6×6 inputs, instead of those it reaches.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias, residual = autocast(x, weight, bias, residual)
+    arguments = (x, weight, bias, dilation, residual, relu)
+    match backends.select(_OP, x):
+        case "reference":
+            _check_inputs(*arguments)
+            return dilated_conv2d_reference(*arguments)
+        case "cpu":
+            return torch.ops.pspfast.dilated_conv2d(*arguments)
+        case _:
+            _check_inputs(*arguments)
+            if _library_is_chosen(*arguments):
+                return dilated_conv2d_reference(*arguments)
+            return torch.ops.pspfast.dilated_conv2d_triton(*arguments)
+
+
+def dilated_conv2d_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """:func:`dilated_conv2d` in plain PyTorch."""
+    out = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+    if residual is not None:
+        out = out + residual
+    return out.relu() if relu else out
+
+
+def _library_is_chosen(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    residual: Tensor | None,
+    relu: bool,
+) -> bool:
+    """Whether a tensor on a GPU is left to cuDNN."""
+    if "triton" in backends.MISSING or x.dtype == torch.float64:
+        return True
+    # A compiler sees the kernel itself; there, and of tensors without data, nothing can be timed.
+    is_traced = torch.compiler.is_compiling() or isinstance(x, FakeTensor)
+    if not backends.is_automatic() or is_traced or x.numel() == 0:
+        return False
+    tensors = (x, weight, bias, residual)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+    def run(function: Callable[..., Tensor]) -> Callable[[], None]:
+        copies = [None if t is None else t.detach() for t in tensors]
+        if needs_grad:
+            copies = [None if t is None else t.requires_grad_() for t in copies]
+
+        def step() -> None:
+            x, weight, bias, residual = copies
+            with torch.set_grad_enabled(needs_grad):
+                out = function(x, weight, bias, dilation, residual, relu)
+            if needs_grad:
+                leaves = [t for t in copies if t is not None]
+                torch.autograd.grad(out, leaves, torch.zeros_like(out))
+
+        return step
+
+    formats = tuple(None if t is None else (t.shape, t.stride()) for t in tensors)
+    key = (_OP, x.device, x.dtype, formats, dilation, relu, needs_grad)
+    candidates = {
+        "triton": run(torch.ops.pspfast.dilated_conv2d_triton),
+        "library": run(dilated_conv2d_reference),
+    }
+    return fastest(key, candidates) == "library"
+
+
+def _check_inputs(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    residual: Tensor | None,
+    relu: bool,
+) -> None:
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3) or 0 in weight.shape:
+        raise ValueError(f"{_OP}: weight: expected [O, C, 3, 3], got shape {list(weight.shape)}")
+    check_map(_OP, "x", x)
+    out_channels, channels = weight.shape[:2]
+    if x.shape[1] != channels:
+        raise ValueError(
+            f"{_OP}: x: expected [N, C, H, W] with C = {channels}, got shape {list(x.shape)}"
+        )
+    check_same(_OP, "weight", weight, "x", x)
+    if not 1 <= dilation <= MAX_AXIS_SIZE:
+        raise ValueError(f"{_OP}: dilation: expected 1 to {MAX_AXIS_SIZE}, got {dilation}")
+    if bias is not None:
+        if bias.shape != (out_channels,):
+            raise ValueError(
+                f"{_OP}: bias: expected [O] with O = {out_channels}, got shape {list(bias.shape)}"
+            )
+        check_same(_OP, "bias", bias, "x", x)
+    if residual is not None:
+        shape = [x.shape[0], out_channels, *x.shape[2:]]
+        if list(residual.shape) != shape:
+            raise ValueError(f"{_OP}: residual: expected shape {shape}, got {list(residual.shape)}")
+        check_same(_OP, "residual", residual, "x", x)
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    return _empty(x, weight.shape[0], format_of(x, weight))
+
+
+def _grad_input_fake(grad: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    return _empty(grad, weight.shape[1], format_of(grad, weight))
+
+
+def _grad_weight_fake(grad: Tensor, x: Tensor, dilation: int, channels_last: bool) -> Tensor:
+    return torch.empty(
+        (grad.shape[1], x.shape[1], 3, 3),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+
+
+def _winograd_fake(
+    x: Tensor,
+    transformed: Tensor,
+    out_channels: int,
+    bias: Tensor | None,
+    dilation: int,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    return _empty(x, out_channels, format_of(x))
+
+
+def _winograd_weight_fake(weight: Tensor) -> Tensor:
+    blocks = -(-weight.shape[0] // 16) * -(-weight.shape[1] // 16)
+    return weight.new_empty((36, (blocks * 16 + 1) * 16), dtype=torch.float32)
+
+
+def _empty(x: Tensor, channels: int, memory_format: torch.memory_format) -> Tensor:
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+def _register_autograd(suffix: str) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.dilation, _, ctx.relu = inputs
+        ctx.save_for_backward(x, weight, output if ctx.relu else None)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, output = ctx.saved_tensors
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, output, 0)
+        needs_x, needs_weight, needs_bias, _, needs_residual, _ = ctx.needs_input_grad
+        ops = torch.ops.pspfast
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            op = getattr(ops, f"dilated_conv2d_grad_input{suffix}")
+            grad_x = op(grad, weight, ctx.dilation)
+        if needs_weight:
+            op = getattr(ops, f"dilated_conv2d_grad_weight{suffix}")
+            grad_weight = op(grad, x, ctx.dilation, is_channels_last(weight))
+        if needs_bias:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, None, grad if needs_residual else None, None
+
+    # The gradients are bilinear; each one's gradients are the op and the other gradient.
+    def setup_grad_input_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, weight, ctx.dilation = inputs
+        ctx.save_for_backward(grad, weight)
+
+    def grad_input_backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad, weight = ctx.saved_tensors
+        forward = getattr(torch.ops.pspfast, f"dilated_conv2d{suffix}")
+        weight_gradient = getattr(torch.ops.pspfast, f"dilated_conv2d_grad_weight{suffix}")
+        return (
+            forward(grad_x, weight, None, ctx.dilation, None, False),
+            weight_gradient(grad, grad_x, ctx.dilation, is_channels_last(weight)),
+            None,
+        )
+
+    def setup_grad_weight_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, x, ctx.dilation, _ = inputs
+        ctx.save_for_backward(grad, x)
+
+    def grad_weight_backward(ctx: Any, grad_weight: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad, x = ctx.saved_tensors
+        forward = getattr(torch.ops.pspfast, f"dilated_conv2d{suffix}")
+        input_gradient = getattr(torch.ops.pspfast, f"dilated_conv2d_grad_input{suffix}")
+        return (
+            forward(x, grad_weight, None, ctx.dilation, None, False),
+            input_gradient(grad, grad_weight, ctx.dilation),
+            None,
+            None,
+        )
+
+    for name, function, setup in (
+        ("dilated_conv2d", backward, setup_context),
+        ("dilated_conv2d_grad_input", grad_input_backward, setup_grad_input_context),
+        ("dilated_conv2d_grad_weight", grad_weight_backward, setup_grad_weight_context),
+    ):
+        torch.library.register_autograd(f"pspfast::{name}{suffix}", function, setup_context=setup)
+
+
+if "cpu" not in backends.MISSING:
+    torch.library.register_fake("pspfast::dilated_conv2d", _fake)
+    torch.library.register_fake("pspfast::dilated_conv2d_grad_input", _grad_input_fake)
+    torch.library.register_fake("pspfast::dilated_conv2d_grad_weight", _grad_weight_fake)
+    torch.library.register_fake("pspfast::winograd_conv2d", _winograd_fake)
+    torch.library.register_fake("pspfast::winograd_weight", _winograd_weight_fake)
+    _register_autograd("")
+
+if "triton" not in backends.MISSING:
+    from pspfast.kernels import dilated_conv2d as kernels
+
+    @torch.library.triton_op("pspfast::dilated_conv2d_triton", mutates_args=())
+    def _triton(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dilation: int,
+        residual: Tensor | None,
+        relu: bool,
+    ) -> Tensor:
+        out = kernels.dilated_conv2d(x, weight, bias, dilation, residual, relu)
+        return out.contiguous(memory_format=format_of(x, weight))
+
+    @torch.library.triton_op("pspfast::dilated_conv2d_grad_input_triton", mutates_args=())
+    def _grad_input_triton(grad: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        grad_x = kernels.dilated_conv2d_grad_input(grad, weight, dilation)
+        return grad_x.contiguous(memory_format=format_of(grad, weight))
+
+    @torch.library.triton_op("pspfast::dilated_conv2d_grad_weight_triton", mutates_args=())
+    def _grad_weight_triton(grad: Tensor, x: Tensor, dilation: int, channels_last: bool) -> Tensor:
+        grad_weight = kernels.dilated_conv2d_grad_weight(grad, x, dilation)
+        return grad_weight if channels_last else grad_weight.contiguous()
+
+    _register_autograd("_triton")
