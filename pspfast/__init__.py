@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from pspfast import ops
 from pspfast.backends import backend
-from pspfast.models import PSPNet
+from pspfast.models import PSPNet, optimize_for_inference
 
 __version__ = version("pspfast")
-__all__ = ["PSPNet", "backend", "ops"]
+__all__ = ["PSPNet", "backend", "ops", "optimize_for_inference"]

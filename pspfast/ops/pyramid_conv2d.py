@@ -88,9 +88,49 @@ def pyramid_conv2d(
             levels_first=levels_first,
             relu=relu,
         )
-    mix = torch.ops.pspfast.pyramid_mix if backend == "cpu" else _mix_by_matmul
-    mixed, weight_x = mix(priors, weight, bins, levels_first)
+    mixed, weight_x = _mix(backend, priors, weight, bins, levels_first)
     base = dilated_conv2d(x, weight_x) if weight.shape[2] == 3 else F.conv2d(x, weight_x)
+    return _upsample_add(backend, base, mixed, bias, bins, align_corners, relu)
+
+
+def add_pyramid(
+    base: Tensor,
+    priors: Tensor,
+    weight: Tensor,
+    bins: Sequence[int],
+    align_corners: bool,
+    bias: Tensor,
+    relu: bool,
+) -> Tensor:
+    """:func:`pyramid_conv2d` where the convolution over the map, ``base [N, O, H, W]``, is there
+    already; ``weight [O, L R, k, k]`` is the rest."""
+    backend = backends.select("pyramid_conv2d", base)
+    if backend == "reference":
+        # A map without channels.
+        nothing = base.new_empty((base.shape[0], 0, *base.shape[2:]))
+        levels = pyramid_concat_reference(nothing, priors, bins, align_corners)
+        out = base + F.conv2d(levels, weight, bias, padding=weight.shape[2] // 2)
+        return out.relu() if relu else out
+    mixed, _ = _mix(backend, priors, weight, bins, levels_first=False)
+    return _upsample_add(backend, base, mixed, bias, bins, align_corners, relu)
+
+
+def _mix(
+    backend: str, priors: Tensor, weight: Tensor, bins: Sequence[int], levels_first: bool
+) -> tuple[Tensor, Tensor]:
+    mix = torch.ops.pspfast.pyramid_mix if backend == "cpu" else _mix_by_matmul
+    return mix(priors, weight, bins, levels_first)
+
+
+def _upsample_add(
+    backend: str,
+    base: Tensor,
+    mixed: Tensor,
+    bias: Tensor | None,
+    bins: Sequence[int],
+    align_corners: bool,
+    relu: bool,
+) -> Tensor:
     op = "pyramid_upsample_add_triton" if backend == "triton" else "pyramid_upsample_add"
     return getattr(torch.ops.pspfast, op)(base, mixed, bias, bins, align_corners, relu)
 

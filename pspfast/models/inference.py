@@ -1,0 +1,175 @@
+"""PSPNet for inference alone: weights folded, transformed and packed once."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from pspfast.models.fused import FusedConv2d, folded, fused_conv2d, fused_conv2d_of
+from pspfast.models.pspnet import PSPNet
+from pspfast.models.pyramid import PyramidConv2d, PyramidPriors
+from pspfast.models.resnet import BasicBlock, Bottleneck
+from pspfast.ops import pyramid_pool
+from pspfast.ops.pyramid_conv2d import add_pyramid
+
+
+def optimize_for_inference(
+    model: PSPNet,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> InferencePSPNet:
+    """A copy that computes what ``model`` does in evaluation, faster, and cannot be trained.
+
+    BatchNorm is folded into the convolutions, bias, ReLU and residual additions are part of them,
+    the 3×3 convolutions' weights are transformed for Winograd's algorithm (on the CPU, where they
+    take four times their memory), and the auxiliary head is left out.
+
+    Args:
+        model: any PSPNet, in training or evaluation mode; it is left as it is.
+        dtype: float32, bfloat16, float16 or float64, of the maps between layers; the default is
+            the model's. Images of any floating dtype are taken.
+        memory_format: of the maps between layers; channels_last, the default, is what the kernels
+            read without a copy.
+
+    Returns:
+        A module for the model's device, with its ``forward`` and ``predict``. Gradients do not
+        reach its weights. It can be saved by ``torch.save``, compiled, and called by many threads.
+
+    Raises:
+        TypeError: ``model`` is no PSPNet, or is optimised already; or ``dtype`` is no floating one.
+    """
+    if not isinstance(model, PSPNet) or isinstance(model, InferencePSPNet):
+        raise TypeError(
+            f"optimize_for_inference: model: expected a PSPNet, got {type(model).__name__}"
+        )
+    dtype = next(model.parameters()).dtype if dtype is None else dtype
+    if not dtype.is_floating_point:
+        raise TypeError(f"optimize_for_inference: dtype: expected a floating one, got {dtype}")
+    with torch.no_grad():
+        return InferencePSPNet(model, dtype, memory_format)
+
+
+class InferencePSPNet(PSPNet):
+    """What :func:`optimize_for_inference` returns."""
+
+    def __init__(
+        self, model: PSPNet, dtype: torch.dtype, memory_format: torch.memory_format
+    ) -> None:
+        nn.Module.__init__(self)  # PSPNet's own would make layers that are replaced.
+        self.classes = model.classes
+        self.zoom_factor = model.zoom_factor
+        self.use_ppm = model.use_ppm
+        self.align_corners = model.align_corners
+        self.dtype = dtype
+        self.memory_format = memory_format
+
+        self.layer0 = _fused_sequence(model.layer0, dtype)
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            blocks = [FusedBlock(block, dtype) for block in getattr(model, name)]
+            setattr(self, name, nn.Sequential(*blocks))
+        if model.use_ppm:
+            self.ppm = FusedPriors(model.ppm, dtype)
+            self.cls = FusedHead(model.cls, dtype)
+        else:
+            self.cls = _fused_sequence(model.cls, dtype)
+        self.eval()
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, y: Tensor | None = None, *, upsample: bool = True
+    ) -> Tensor:
+        """Logits, as :meth:`PSPNet.forward` in evaluation; ``y`` is not used."""
+        x = x.to(self.dtype, memory_format=self.memory_format)
+        return super().forward(x, upsample=upsample)
+
+    def train(self, mode: bool = True) -> InferencePSPNet:
+        if mode:
+            raise RuntimeError(
+                "InferencePSPNet: train: expected mode False, got True: its weights are folded; "
+                "train the PSPNet that it was made of"
+            )
+        return super().train(False)
+
+
+def _fused_sequence(layers: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
+    """Convolutions take the BatchNorm and ReLU behind them; Dropout goes."""
+    fused: list[nn.Module] = []
+    for layer, following in pairwise([*layers, None]):
+        if isinstance(layer, nn.Conv2d):
+            bn = following if isinstance(following, nn.BatchNorm2d) else None
+            # Every BatchNorm of a stem or a classifier has a ReLU behind it.
+            fused.append(fused_conv2d(layer, bn, bn is not None, dtype))
+        elif isinstance(layer, nn.MaxPool2d):
+            fused.append(layer)
+    return nn.Sequential(*fused)
+
+
+class FusedBlock(nn.Module):
+    """A residual block of either kind."""
+
+    def __init__(self, block: BasicBlock | Bottleneck, dtype: torch.dtype) -> None:
+        super().__init__()
+        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        if isinstance(block, Bottleneck):
+            pairs.append((block.conv3, block.bn3))
+        self.convs = nn.ModuleList(fused_conv2d(*pair, True, dtype) for pair in pairs)
+        self.downsample: FusedConv2d | None = None
+        if block.downsample is not None:
+            conv, bn = block.downsample
+            self.downsample = fused_conv2d(conv, bn, False, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        for conv in self.convs[:-1]:
+            x = conv(x)
+        return self.convs[-1](x, residual)
+
+
+class FusedPriors(nn.Module):
+    """:class:`PyramidPriors` whose level convolutions are matrix products."""
+
+    def __init__(self, priors: PyramidPriors, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.bins = priors.bins
+        for level, (_, conv, bn, _) in enumerate(priors.features):
+            weight, bias = folded(conv, bn)
+            self.register_buffer(f"weight{level}", weight.flatten(1).to(dtype))
+            self.register_buffer(f"bias{level}", bias[:, None].to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to ``[N, R, S]``."""
+        pooled = pyramid_pool(x, self.bins).split([b * b for b in self.bins], dim=2)
+        priors = [
+            getattr(self, f"weight{level}") @ bins + getattr(self, f"bias{level}")
+            for level, bins in enumerate(pooled)
+        ]
+        return torch.cat(priors, dim=2).relu_()
+
+
+class FusedHead(nn.Module):
+    """:class:`PyramidHead` whose convolution's parts for the map and for the levels are apart."""
+
+    def __init__(self, head: nn.Sequential, dtype: torch.dtype) -> None:
+        super().__init__()
+        conv, bn, _, _, classifier = head
+        assert isinstance(conv, PyramidConv2d)
+        self.bins = conv.bins
+        self.align_corners = conv.align_corners
+        weight, bias = folded(conv, bn)
+        for_map, for_levels = weight.split(conv.in_channels // 2, dim=1)
+        self.conv = fused_conv2d_of(for_map, None, conv, False, dtype)
+        for_levels = for_levels.to(dtype).contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", for_levels)
+        self.register_buffer("bias", bias.to(dtype))
+        self.weight: Tensor
+        self.bias: Tensor
+        self.classifier = fused_conv2d(classifier, None, False, dtype)
+
+    def forward(self, x: Tensor, priors: Tensor) -> Tensor:
+        base = self.conv(x)
+        return self.classifier(
+            add_pyramid(
+                base, priors, self.weight, self.bins, self.align_corners, self.bias, relu=True
+            )
+        )
