@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pspfast import backends
-from pspfast.ops import dilated_conv2d
+from pspfast.ops.dilated_conv2d import dilated_conv2d
 
 
 def folded(conv: nn.Conv2d, bn: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
@@ -47,8 +47,8 @@ def fused_conv2d_of(
     is_wide = min(weight.shape[:2]) >= 16
     has_kernel = weight.device.type == "cpu" and backends.default("cpu") == "cpu"
     if is_wide and has_kernel and dtype != torch.float64:
-        return WinogradConv2d(weight, bias, conv, relu, dtype)
-    return DilatedConv2d(weight, bias, conv, relu, dtype)
+        return FusedWinogradConv2d(weight, bias, conv, relu, dtype)
+    return FusedDilatedConv2d(weight, bias, conv, relu, dtype)
 
 
 class FusedConv2d(nn.Module):
@@ -74,23 +74,22 @@ class FusedConv2d(nn.Module):
         self.bias: Tensor | None
 
     def packed(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        return weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        return weight.to(dtype)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Where it can, it adds to the residual in place."""
-        if x.is_cuda and self.relu and torch.backends.cudnn.is_acceptable(x):
+        device = x.device.type
+        if device == "cuda" and self.relu and not torch.compiler.is_compiling():
             arguments = (self.bias, self.stride, self.padding, self.dilation, 1)
             if residual is None:
                 return torch.cudnn_convolution_relu(x, self.weight, *arguments)
             return torch.cudnn_convolution_add_relu(x, self.weight, residual, 1.0, *arguments)
-        if _has_onednn(x):
+        if device == "cpu" and _onednn_takes(x.dtype):
             op = torch.ops.mkldnn
             sizes = (self.padding, self.stride, self.dilation, 1)
             unary = "relu" if self.relu else "none"
             if residual is None:
-                return op._convolution_pointwise(
-                    x, self.weight, self.bias, *sizes, unary, [], ""
-                )
+                return op._convolution_pointwise(x, self.weight, self.bias, *sizes, unary, [], "")
             return op._convolution_pointwise_.binary(
                 residual, x, self.weight, self.bias, *sizes, "add", None, unary, [], None
             )
@@ -100,7 +99,7 @@ class FusedConv2d(nn.Module):
         return out.relu_() if self.relu else out
 
 
-class DilatedConv2d(FusedConv2d):
+class FusedDilatedConv2d(FusedConv2d):
     """A 3×3 convolution of stride 1 by :func:`pspfast.ops.dilated_conv2d`."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -114,7 +113,7 @@ class DilatedConv2d(FusedConv2d):
         )
 
 
-class WinogradConv2d(FusedConv2d):
+class FusedWinogradConv2d(FusedConv2d):
     """The same on the CPU, its weight transformed once: four times the size, in float32."""
 
     def packed(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -126,15 +125,13 @@ class WinogradConv2d(FusedConv2d):
         )
 
 
-def _has_onednn(x: Tensor) -> bool:
-    """Whether torch's oneDNN convolutions take this map."""
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+@torch.compiler.assume_constant_result
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether torch's oneDNN convolutions take maps of this dtype on this processor."""
+    if not torch.backends.mkldnn.is_available():
         return False
-    match x.dtype:
-        case torch.float32:
-            return True
-        case torch.bfloat16:
-            return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        case torch.float16:
-            return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.float32

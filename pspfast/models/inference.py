@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pspfast.models.fused import FusedConv2d, folded, fused_conv2d, fused_conv2d_of
 from pspfast.models.pspnet import PSPNet
-from pspfast.models.pyramid import PyramidConv2d, PyramidPriors
 from pspfast.models.resnet import BasicBlock, Bottleneck
 from pspfast.ops import pyramid_pool
 from pspfast.ops.pyramid_conv2d import add_pyramid
@@ -63,7 +64,8 @@ class InferencePSPNet(PSPNet):
         self.use_ppm = model.use_ppm
         self.align_corners = model.align_corners
         self.dtype = dtype
-        self.memory_format = memory_format
+        # A memory_format cannot be saved.
+        self.is_channels_last = memory_format == torch.channels_last
 
         self.layer0 = _fused_sequence(model.layer0, dtype)
         for name in ("layer1", "layer2", "layer3", "layer4"):
@@ -74,14 +76,12 @@ class InferencePSPNet(PSPNet):
             self.cls = FusedHead(model.cls, dtype)
         else:
             self.cls = _fused_sequence(model.cls, dtype)
+        self.to(memory_format=memory_format)
         self.eval()
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, y: Tensor | None = None, *, upsample: bool = True
-    ) -> Tensor:
-        """Logits, as :meth:`PSPNet.forward` in evaluation; ``y`` is not used."""
-        x = x.to(self.dtype, memory_format=self.memory_format)
-        return super().forward(x, upsample=upsample)
+    def _prepare(self, x: Tensor) -> Tensor:
+        memory_format = torch.channels_last if self.is_channels_last else torch.contiguous_format
+        return self._pad(x).to(self.dtype).contiguous(memory_format=memory_format)
 
     def train(self, mode: bool = True) -> InferencePSPNet:
         if mode:
@@ -92,7 +92,7 @@ class InferencePSPNet(PSPNet):
         return super().train(False)
 
 
-def _fused_sequence(layers: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
+def _fused_sequence(layers: Any, dtype: torch.dtype) -> nn.Sequential:
     """Convolutions take the BatchNorm and ReLU behind them; Dropout goes."""
     fused: list[nn.Module] = []
     for layer, following in pairwise([*layers, None]):
@@ -101,7 +101,7 @@ def _fused_sequence(layers: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
             # Every BatchNorm of a stem or a classifier has a ReLU behind it.
             fused.append(fused_conv2d(layer, bn, bn is not None, dtype))
         elif isinstance(layer, nn.MaxPool2d):
-            fused.append(layer)
+            fused.append(copy.deepcopy(layer))
     return nn.Sequential(*fused)
 
 
@@ -114,9 +114,10 @@ class FusedBlock(nn.Module):
         if isinstance(block, Bottleneck):
             pairs.append((block.conv3, block.bn3))
         self.convs = nn.ModuleList(fused_conv2d(*pair, True, dtype) for pair in pairs)
+        downsample: Any = block.downsample
         self.downsample: FusedConv2d | None = None
-        if block.downsample is not None:
-            conv, bn = block.downsample
+        if downsample is not None:
+            conv, bn = downsample
             self.downsample = fused_conv2d(conv, bn, False, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class FusedBlock(nn.Module):
 class FusedPriors(nn.Module):
     """:class:`PyramidPriors` whose level convolutions are matrix products."""
 
-    def __init__(self, priors: PyramidPriors, dtype: torch.dtype) -> None:
+    def __init__(self, priors: Any, dtype: torch.dtype) -> None:
         super().__init__()
         self.bins = priors.bins
         for level, (_, conv, bn, _) in enumerate(priors.features):
@@ -150,17 +151,15 @@ class FusedPriors(nn.Module):
 class FusedHead(nn.Module):
     """:class:`PyramidHead` whose convolution's parts for the map and for the levels are apart."""
 
-    def __init__(self, head: nn.Sequential, dtype: torch.dtype) -> None:
+    def __init__(self, head: Any, dtype: torch.dtype) -> None:
         super().__init__()
         conv, bn, _, _, classifier = head
-        assert isinstance(conv, PyramidConv2d)
         self.bins = conv.bins
         self.align_corners = conv.align_corners
         weight, bias = folded(conv, bn)
         for_map, for_levels = weight.split(conv.in_channels // 2, dim=1)
         self.conv = fused_conv2d_of(for_map, None, conv, False, dtype)
-        for_levels = for_levels.to(dtype).contiguous(memory_format=torch.channels_last)
-        self.register_buffer("weight", for_levels)
+        self.register_buffer("weight", for_levels.to(dtype))
         self.register_buffer("bias", bias.to(dtype))
         self.weight: Tensor
         self.bias: Tensor

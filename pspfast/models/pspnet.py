@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspfast.models.pyramid import PyramidConv2d, PyramidHead, PyramidPriors
-from pspfast.models.resnet import Dilation, Stem, load_imagenet_weights, make_backbone
+from pspfast.models.resnet import (
+    DilatedConv2d,
+    Dilation,
+    Stem,
+    load_imagenet_weights,
+    make_backbone,
+)
 from pspfast.ops import upsample_argmax, upsample_cross_entropy
 
 
@@ -92,13 +98,13 @@ class PSPNet(nn.Module):
                     f"PSPNet: bins: expected a number of levels that divides {channels}, "
                     f"the channels of layer4, got {tuple(bins)}"
                 )
-            self.ppm = PyramidPriors(channels, channels // len(bins), bins)
+            self.ppm: nn.Module = PyramidPriors(channels, channels // len(bins), bins)
             conv = PyramidConv2d(2 * channels, head_channels, 3, bins, align_corners)
-            self.cls: nn.Sequential = PyramidHead(*_classifier(conv, classes, dropout))
+            self.cls: nn.Module = PyramidHead(*_classifier(conv, classes, dropout))
         else:
-            conv = _conv3x3(channels, head_channels)
+            conv = DilatedConv2d(channels, head_channels)
             self.cls = nn.Sequential(*_classifier(conv, classes, dropout))
-        conv = _conv3x3(channels // 2, aux_channels)
+        conv = DilatedConv2d(channels // 2, aux_channels)
         self.aux = nn.Sequential(*_classifier(conv, classes, dropout))
 
     def forward(
@@ -133,7 +139,7 @@ class PSPNet(nn.Module):
         if self.training:
             self._check_target(x, y, size)
 
-        x = self._pad(x)
+        x = self._prepare(x)
         padded = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
         x = self.layer2(self.layer1(self.layer0(x)))
         x_aux = self.layer3(x)
@@ -173,7 +179,7 @@ class PSPNet(nn.Module):
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            padded = self._pad(images)
+            padded = self._prepare(images)
             logits = self(padded, upsample=False)
         finally:
             for module in training:
@@ -185,6 +191,10 @@ class PSPNet(nn.Module):
             )
         labels = upsample_argmax(logits, padded.shape[2:], align_corners=self.align_corners)
         return labels[:, : images.shape[2], : images.shape[3]].long()
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        """Padded, and in the memory format that the kernels read without a copy; layers keep it."""
+        return self._pad(x).contiguous(memory_format=torch.channels_last)
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pads to a size at which the corners of the features are aligned with pixels."""
@@ -239,10 +249,6 @@ class PSPNet(nn.Module):
                 f"PSPNet: y: expected labels 0 to {classes - 1} or {ignore} (ignored), "
                 f"got {wrong.unique()[:8].tolist()}"
             )
-
-
-def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
 
 
 def _classifier(conv: nn.Conv2d, classes: int, dropout: float) -> list[nn.Module]:

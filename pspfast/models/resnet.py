@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pspfast.ops.dilated_conv2d import dilated_conv2d
+
 Stem = Literal["deep", "deep_narrow", "7x7"]
 Dilation = Literal["uniform", "contracted"]
 
@@ -24,6 +26,19 @@ _BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
+
+
+class DilatedConv2d(nn.Conv2d):
+    """``nn.Conv2d`` of 3×3, stride 1 and padding = dilation, without bias, by
+    :func:`pspfast.ops.dilated_conv2d`."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
+        super().__init__(
+            in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dilated_conv2d(input, self.weight, dilation=self.dilation[0])
 
 
 class BasicBlock(nn.Module):
@@ -186,15 +201,9 @@ def _listing(items: list[str], shown: int = 8) -> str:
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=3,
-        stride=stride,
-        padding=dilation,
-        dilation=dilation,
-        bias=False,
-    )
+    if stride == 1:
+        return DilatedConv2d(in_channels, out_channels, dilation)
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
