@@ -10,6 +10,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from importlib import metadata
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 ROUNDS = 15
 WARMUP_ROUNDS = 2
 
+# What report.py names the versions of, where they are installed.
+PACKAGES = ("torch", "triton", "onnxruntime", "openvino", "ncnn", "pnnx", "MNN")
+
 _rows: list[str] = []
+_recorded: list[str] = []
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +37,13 @@ def compare(
     benchmark: BenchmarkFixture, request: pytest.FixtureRequest, device: torch.device
 ) -> Callable[..., None]:
     """``compare(ours, {"eager": function, ...})`` measures functions without arguments, those that
-    take a second each in fewer ``rounds``."""
+    take a second each in fewer ``rounds``, those that have run already without warm-up."""
 
     def run(
-        ours: Callable[[], object], peers: dict[str, Callable[[], object]], rounds: int = ROUNDS
+        ours: Callable[[], object],
+        peers: dict[str, Callable[[], object]],
+        rounds: int = ROUNDS,
+        warmup_rounds: int = WARMUP_ROUNDS,
     ) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in peers}
 
@@ -50,10 +59,10 @@ def compare(
                 seconds[name].append(time.perf_counter() - start)
 
         benchmark.pedantic(
-            finish, (ours,), setup=run_peers, rounds=rounds, warmup_rounds=WARMUP_ROUNDS
+            finish, (ours,), setup=run_peers, rounds=rounds, warmup_rounds=warmup_rounds
         )
         mine = benchmark.stats.stats.median
-        medians = {name: statistics.median(s[WARMUP_ROUNDS:]) for name, s in seconds.items()}
+        medians = {name: statistics.median(s[warmup_rounds:]) for name, s in seconds.items()}
         for name, median in medians.items():
             benchmark.extra_info[f"times as fast as {name}"] = median / mine
         ratios = ", ".join(
@@ -67,8 +76,28 @@ def compare(
 
 @pytest.fixture
 def record_row() -> Callable[[str], None]:
-    """Adds a line of another kind to the table."""
-    return _rows.append
+    """Adds a line of another kind to the table and to the JSON."""
+
+    def record(row: str) -> None:
+        _rows.append(row)
+        _recorded.append(row)
+
+    return record
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info["threads"] = torch.get_num_threads()
+    machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    versions = machine_info["versions"] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    output_json["rows"] = _recorded
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

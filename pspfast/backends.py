@@ -9,8 +9,10 @@ first of them that serves the tensor's device. The environment variable ``PSPFAS
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -73,6 +75,33 @@ def _find_missing() -> dict[str, str]:
 MISSING = _find_missing()
 
 
+T = TypeVar("T")
+
+_triton_ops: list[Callable[[], None]] = []
+_triton_ops_lock = Lock()
+
+
+def registers_triton_ops(register: Callable[[], None]) -> Callable[[], None]:
+    """Decorates what registers a module's Triton ops: :func:`load_triton_ops` calls it."""
+    _triton_ops.append(register)
+    return register
+
+
+def constant_when_compiled(function: Callable[..., T]) -> Callable[..., T]:
+    """``torch.compiler.assume_constant_result``, without its import of torch's compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
+def load_triton_ops() -> None:
+    """Registers all Triton ops, when they are first needed: it imports torch's compiler, which
+    takes longer than the rest of pspfast and 150 MB."""
+    with _triton_ops_lock:
+        while _triton_ops:
+            _triton_ops.pop()()
+
+
 def is_automatic() -> bool:
     """Whether no backend has been chosen."""
     return _chosen == "auto"
@@ -92,7 +121,13 @@ def select(op: str, tensor: Tensor) -> str:
     Raises:
         RuntimeError: the chosen backend is missing or does not serve the tensor's device.
     """
-    device = tensor.device.type
+    chosen = _select(op, tensor.device.type)
+    if chosen == "triton":
+        load_triton_ops()
+    return chosen
+
+
+def _select(op: str, device: str) -> str:
     if _chosen == "reference":
         return _chosen
     if _chosen == "auto":

@@ -125,7 +125,7 @@ class FusedWinogradConv2d(FusedConv2d):
         )
 
 
-@torch.compiler.assume_constant_result
+@backends.constant_when_compiled
 def _onednn_takes(dtype: torch.dtype) -> bool:
     """Whether torch's oneDNN convolutions take maps of this dtype on this processor."""
     if not torch.backends.mkldnn.is_available():

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pspfast.models.recompute import norm_relu
 from pspfast.ops.dilated_conv2d import dilated_conv2d
 
 Stem = Literal["deep", "deep_narrow", "7x7"]
@@ -41,6 +42,17 @@ class DilatedConv2d(nn.Conv2d):
         return dilated_conv2d(input, self.weight, dilation=self.dilation[0])
 
 
+class ResNetStem(nn.Sequential):
+    """Convolutions, each with its BatchNorm and ReLU, and a pool."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        layers: Any = list(self)
+        x = layers[0](input)
+        for bn, relu, then in zip(layers[1::3], layers[2::3], layers[3::3], strict=True):
+            x = norm_relu(x, bn, relu, then)
+        return x
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a residual connection; both are dilated in a dilated stage."""
 
@@ -59,8 +71,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
+        x = norm_relu(self.conv1(x), self.bn1, self.relu, self.conv2)
+        x = self.bn2(x)
         x += residual
         return self.relu(x)
 
@@ -85,9 +97,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
+        x = norm_relu(self.conv1(x), self.bn1, self.relu, self.conv2)
+        x = norm_relu(x, self.bn2, self.relu, self.conv3)
+        x = self.bn3(x)
         x += residual
         return self.relu(x)
 
@@ -116,12 +128,12 @@ def make_backbone(layers: int, stem: Stem, dilation: Dilation) -> tuple[list[nn.
             _conv3x3(in_channels, width, 2 if i == 0 else 1, 1)
             for i, (in_channels, width) in enumerate(zip((3, *widths), widths, strict=False))
         ]
-    layer0 = nn.Sequential()
+    layer0 = ResNetStem()
     for conv, width in zip(convs, widths, strict=True):
         layer0.extend([conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)])
     layer0.append(nn.MaxPool2d(kernel_size=3, stride=2, padding=1))
 
-    stages = [layer0]
+    stages: list[nn.Sequential] = [layer0]
     channels = widths[-1]
     for planes, count, stride, d in zip(
         (64, 128, 256, 512), _BLOCKS[layers], (1, 2, 1, 1), (1, 1, 2, 4), strict=True

@@ -72,7 +72,10 @@ def dilated_conv2d(
             return torch.ops.pspfast.dilated_conv2d(*arguments)
         case _:
             _check_inputs(*arguments)
-            if _library_is_chosen(*arguments):
+            if "triton" in backends.MISSING or x.dtype == torch.float64:
+                return dilated_conv2d_reference(*arguments)
+            backends.load_triton_ops()
+            if _library_is_faster(*arguments):
                 return dilated_conv2d_reference(*arguments)
             return torch.ops.pspfast.dilated_conv2d_triton(*arguments)
 
@@ -92,7 +95,7 @@ def dilated_conv2d_reference(
     return out.relu() if relu else out
 
 
-def _library_is_chosen(
+def _library_is_faster(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -100,9 +103,7 @@ def _library_is_chosen(
     residual: Tensor | None,
     relu: bool,
 ) -> bool:
-    """Whether a tensor on a GPU is left to cuDNN."""
-    if "triton" in backends.MISSING or x.dtype == torch.float64:
-        return True
+    """Whether cuDNN is, on the GPU that x is on."""
     # A compiler sees the kernel itself; there, and of tensors without data, nothing can be timed.
     is_traced = torch.compiler.is_compiling() or isinstance(x, FakeTensor)
     if not backends.is_automatic() or is_traced or x.numel() == 0:
@@ -280,7 +281,9 @@ if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::winograd_weight", _winograd_weight_fake)
     _register_autograd("")
 
-if "triton" not in backends.MISSING:
+
+@backends.registers_triton_ops
+def _register_triton_ops() -> None:
     from pspfast.kernels import dilated_conv2d as kernels
 
     @torch.library.triton_op("pspfast::dilated_conv2d_triton", mutates_args=())

@@ -127,7 +127,9 @@ if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::pyramid_concat_backward", _backward_fake)
     _register_autograd("pyramid_concat", "pyramid_concat_backward")
 
-if "triton" not in backends.MISSING:
+
+@backends.registers_triton_ops
+def _register_triton_ops() -> None:
     from pspfast.kernels import pyramid_upsample as kernels
 
     @torch.library.triton_op("pspfast::pyramid_concat_triton", mutates_args=())

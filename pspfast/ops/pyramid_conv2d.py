@@ -317,7 +317,9 @@ if "cpu" not in backends.MISSING:
     )
     _register_upsample_add_autograd("pyramid_upsample_add", "pyramid_upsample_add_backward")
 
-if "triton" not in backends.MISSING:
+
+@backends.registers_triton_ops
+def _register_triton_ops() -> None:
     from pspfast.kernels import pyramid_upsample as kernels
 
     @torch.library.triton_op("pspfast::pyramid_upsample_add_triton", mutates_args=())

@@ -106,7 +106,9 @@ if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::pyramid_pool_backward", _backward_fake)
     _register_autograd("pyramid_pool", "pyramid_pool_backward")
 
-if "triton" not in backends.MISSING:
+
+@backends.registers_triton_ops
+def _register_triton_ops() -> None:
     from pspfast.kernels import pyramid_pool as kernels
 
     @torch.library.triton_op("pspfast::pyramid_pool_triton", mutates_args=())

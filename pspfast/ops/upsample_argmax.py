@@ -171,7 +171,9 @@ if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::upsample_softmax", _softmax_fake)
     torch.library.register_fake("pspfast::upsample_softmax_add", _softmax_add_fake)
 
-if "triton" not in backends.MISSING:
+
+@backends.registers_triton_ops
+def _register_triton_ops() -> None:
     from pspfast.kernels import upsample_argmax as kernels
 
     @torch.library.triton_op("pspfast::upsample_argmax_triton", mutates_args=())

@@ -189,7 +189,9 @@ if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::upsample_loss_backward", _backward_fake)
     _register_autograd("upsample_loss", "upsample_loss_backward")
 
-if "triton" not in backends.MISSING:
+
+@backends.registers_triton_ops
+def _register_triton_ops() -> None:
     from pspfast.kernels import upsample_loss as kernels
 
     @torch.library.triton_op("pspfast::upsample_loss_triton", mutates_args=())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
-import pspfast.ops.upsample_argmax  # noqa: F401, registers the ops
+from pspfast import backends
 from pspfast.kernels import upsample_tiles
 from pspfast.kernels.upsample_argmax import (
     upsample_argmax,
@@ -252,6 +252,7 @@ def test_the_same_bits_in_any_batch() -> None:
 def test_ops() -> None:
     ops, logits = torch.ops.pspfast, torch.randn(2, 3, 2, 3)
     full = upsampled(logits, (5, 4), False)
+    backends.load_triton_ops()
     labels = ops.upsample_argmax_triton(logits, 5, 4, False, torch.int32)
     assert labels.dtype == torch.int32
     assert_largest(labels, full)

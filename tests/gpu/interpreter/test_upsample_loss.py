@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
-import pspfast.ops.upsample_loss  # noqa: F401, registers the op
+from pspfast import backends
 from pspfast.kernels import upsample_loss, upsample_tiles
 from pspfast.kernels.upsample_loss import upsample_loss_backward, upsample_loss_forward
 
@@ -371,6 +371,7 @@ def test_op_and_its_gradient() -> None:
     case = Case(2, 3, (2, 3), (5, 4))
     logits, target = some_logits(case).requires_grad_(), some_target(case)
     weight = torch.rand(3)
+    backends.load_triton_ops()
     loss, _, _, labels = torch.ops.pspfast.upsample_loss_triton(
         logits, target, weight, IGNORED, False, 0.1, True
     )
