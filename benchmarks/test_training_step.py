@@ -58,10 +58,10 @@ def test_step(compare, dtype, device) -> None:
     contiguous, channels_last = torch.contiguous_format, torch.channels_last
     # Measured before: the faster layout for each dtype, by 4 and 6 %.
     layout = contiguous if dtype == torch.float32 else channels_last
-    steps = {
-        "eager": Step(copy.deepcopy(peer), semseg, layout, dtype),
-        "torch.compile": Step(copy.deepcopy(peer), torch.compile(semseg), contiguous, dtype),
-    }
+    steps = {"eager": Step(copy.deepcopy(peer), semseg, layout, dtype)}
+    if dtype == torch.float32:
+        compiled = torch.compile(semseg)
+        steps["torch.compile"] = Step(copy.deepcopy(peer), compiled, contiguous, dtype)
     mine = Step(model, ours, contiguous, dtype)
     losses = {name: step(images, target) for name, step in steps.items()}
     loss = mine(images, target)

@@ -16,8 +16,8 @@ constexpr int64_t kChannels = 512, kTiles = 256;
 // Filters of so many channels that are transformed at a time, where they are not yet: 19 MB.
 constexpr int64_t kFilters = 256;
 // A weight of this size stays in that cache, and is worth reading again for every few tiles, whose transformed tensors
-// then stay in a core's own cache of 1 or 2 MB. Tiles: two steps of the product's 14 rows.
-constexpr int64_t kSmallWeight = 256 * 256, kFewTiles = 28;
+// then stay in a core's own cache of 1 or 2 MB. Tiles: the product's 14 rows at a time.
+constexpr int64_t kSmallWeight = 256 * 256, kFewTiles = 14;
 
 // [36, blocks, rows, 16]: tiles of blocks of 16 channels, or channels of blocks of 16 filters.
 struct Transformed {
@@ -98,8 +98,10 @@ class Convolution {
     const int64_t in_blocks = channel_blocks(p_.in_channels), out_blocks = channel_blocks(p_.out_channels);
     const auto room = weight_scratch(out_blocks, in_blocks);
     const Transformed weight = make_weight(0, out_blocks, 0, in_blocks, room.get());
-    const int64_t few = std::clamp(ceil_div(p_.tiles(), at::get_num_threads()), kFewTiles / 2, kFewTiles);
-    const int64_t parts = ceil_div(p_.tiles(), few);
+    // As many parts for every thread.
+    const int64_t threads = at::get_num_threads();
+    const int64_t parts = std::min(p_.tiles(), ceil_div(ceil_div(p_.tiles(), kFewTiles), threads) * threads);
+    const int64_t few = ceil_div(p_.tiles(), parts);
     parallel_tasks(parts, [&] {
       return [&, in = scratch<float>(transformed_size(in_blocks, few)),
               out = scratch<float>(transformed_size(out_blocks, few))](int64_t part) {
