@@ -201,7 +201,9 @@ def test_variants_train(config: Config, section: str, changes: dict[str, object]
 
 
 def test_training_learns(config: Config) -> None:
-    scores = train(variant(config, epochs=8, lr=0.02, eval_every=8, save_every=8))
+    # After fewer epochs of three steps it depends on the last bits: with five seeds and both
+    # backends 8 epochs gave 0.11 to 0.54, 24 give 0.79 to 0.92.
+    scores = train(variant(config, epochs=24, lr=0.02, eval_every=24, save_every=24))
     assert scores is not None
     assert scores.mean_iou > 0.5
 
