@@ -104,6 +104,24 @@ def test_any_size(
         assert (got.double() - wanted).norm() <= 1e-5 * wanted.norm() + 1e-12
 
 
+@pytest.mark.parametrize("channels", [(530, 130), (130, 530), (530, 520)])
+def test_more_channels_than_are_transformed_at_a_time(channels: tuple[int, int]) -> None:
+    """On phases of whole tiles, and of one position more."""
+    in_, out = channels
+    leaves = [torch.randn(1, in_, 33, 17), torch.randn(out, in_, 3, 3)]
+    exact = [leaf.double().requires_grad_() for leaf in leaves]
+    ours = dilated_conv2d(*(leaf.requires_grad_() for leaf in leaves), dilation=2)
+    expected = F.conv2d(*exact, padding=2, dilation=2)
+    assert relative_error(ours, expected) <= 1e-5
+    grad = torch.randn_like(ours)
+    for got, wanted in zip(
+        torch.autograd.grad(ours, leaves, grad),
+        torch.autograd.grad(expected, exact, grad.double()),
+        strict=True,
+    ):
+        assert relative_error(got, wanted) <= 1e-5
+
+
 @pytest.mark.parametrize("channels", [(64, 64), (300, 260)])
 def test_results_do_not_depend_on_the_number_of_threads(channels: tuple[int, int]) -> None:
     in_, out = channels
