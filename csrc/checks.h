@@ -58,6 +58,13 @@ inline void check_same(const char* op, const char* argument, const at::Tensor& t
                     as, ", got ", tensor.device());
 }
 
+inline void check_bias(const char* op, const at::Tensor& bias, int64_t out_channels, const char* as,
+                       const at::Tensor& other) {
+  TORCH_CHECK_VALUE(bias.dim() == 1 && bias.size(0) == out_channels, op, ": bias: expected [O] with O = ", out_channels,
+                    ", got shape ", bias.sizes());
+  check_same(op, "bias", bias, as, other);
+}
+
 // Priors [N, R, S] for the map x.
 inline void check_priors(const char* op, const at::Tensor& priors, const at::Tensor& x, const PyramidLevels& pyramid) {
   TORCH_CHECK_VALUE(priors.dim() == 3 && priors.size(0) == x.size(0) && priors.size(2) == pyramid.bin_count, op,

@@ -3,7 +3,6 @@
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "checks.h"
@@ -35,11 +34,7 @@ void check_channels(const char* op, const char* name, const at::Tensor& map, int
 
 void check_epilogue(const char* op, const at::Tensor& x, int64_t out_channels, const std::optional<at::Tensor>& bias,
                     const std::optional<at::Tensor>& residual) {
-  if (bias) {
-    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == out_channels, op,
-                      ": bias: expected [O] with O = ", out_channels, ", got shape ", bias->sizes());
-    check_same(op, "bias", *bias, "x", x);
-  }
+  if (bias) check_bias(op, *bias, out_channels, "x", x);
   if (residual) {
     const std::initializer_list<int64_t> shape = {x.size(0), out_channels, x.size(2), x.size(3)};
     TORCH_CHECK_VALUE(residual->sizes() == at::IntArrayRef(shape), op, ": residual: expected shape ",
@@ -52,9 +47,10 @@ at::MemoryFormat format_of(const at::Tensor& map, const at::Tensor& weight) {
   return is_channels_last(map) || is_channels_last(weight) ? kChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-// Its taps lie one after another; `dense` keeps its memory.
-WinogradWeight weight_of(const at::Tensor& weight, bool transposed, at::Tensor& dense) {
-  dense = is_channels_last(weight) ? weight : weight.contiguous();
+// In memory such that its taps lie one after another.
+at::Tensor dense_weight(const at::Tensor& weight) { return is_channels_last(weight) ? weight : weight.contiguous(); }
+
+WinogradWeight weight_of(const at::Tensor& dense, bool transposed) {
   return {dense.const_data_ptr(), dense.stride(0), dense.stride(1), dense.stride(3), transposed, nullptr};
 }
 
@@ -83,6 +79,14 @@ bool winograd_is_faster(const WinogradParams& p) {
          p.tiles() >= kFewestTiles && 2 * direct >= 5 * multiplications;
 }
 
+// The gradients of x and of the weight, those that are asked for.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> library_backward(const at::Tensor& grad, const at::Tensor& x,
+                                                                const at::Tensor& weight, int64_t dilation, bool of_x,
+                                                                bool of_weight) {
+  return at::convolution_backward(grad, x, weight, std::nullopt, {1, 1}, {dilation, dilation}, {dilation, dilation},
+                                  false, {0, 0}, 1, {of_x, of_weight, false});
+}
+
 at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                    int64_t dilation, const std::optional<at::Tensor>& residual, bool relu) {
   constexpr auto op = "dilated_conv2d";
@@ -96,8 +100,8 @@ at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const std::opt
     return at::empty({0, p.out_channels, p.height, p.width}, x.options(), format);
   }
   if (winograd_is_faster(p)) {
-    at::Tensor dense;
-    return convolve(p, x, weight_of(weight, false, dense), bias, residual, relu, format);
+    const at::Tensor dense = dense_weight(weight);
+    return convolve(p, x, weight_of(dense, false), bias, residual, relu, format);
   }
   at::Tensor out = at::conv2d(x, weight, bias, 1, dilation, dilation);
   if (residual) out.add_(*residual);
@@ -116,14 +120,12 @@ at::Tensor grad_input(const at::Tensor& grad, const at::Tensor& weight, int64_t 
     return at::empty({0, p.out_channels, p.height, p.width}, grad.options(), format);
   }
   if (winograd_is_faster(p)) {
-    at::Tensor dense;
-    return convolve(p, grad, weight_of(weight, true, dense), {}, {}, false, format);
+    const at::Tensor dense = dense_weight(weight);
+    return convolve(p, grad, weight_of(dense, true), {}, {}, false, format);
   }
   // Its values are not looked at.
   const at::Tensor x = at::empty({p.batch, p.out_channels, p.height, p.width}, grad.options(), format);
-  return std::get<0>(at::convolution_backward(grad, x, weight, std::nullopt, {1, 1}, {dilation, dilation},
-                                              {dilation, dilation}, false, {0, 0}, 1, {true, false, false}))
-      .contiguous(format);
+  return std::get<0>(library_backward(grad, x, weight, dilation, true, false)).contiguous(format);
 }
 
 at::Tensor grad_weight(const at::Tensor& grad, const at::Tensor& x, int64_t dilation, bool channels_last) {
@@ -145,9 +147,7 @@ at::Tensor grad_weight(const at::Tensor& grad, const at::Tensor& x, int64_t dila
                                   sums.mutable_data_ptr<float>());
     return sums.to(weight.scalar_type());
   }
-  return std::get<1>(at::convolution_backward(grad, x, weight, std::nullopt, {1, 1}, {dilation, dilation},
-                                              {dilation, dilation}, false, {0, 0}, 1, {false, true, false}))
-      .contiguous(format);
+  return std::get<1>(library_backward(grad, x, weight, dilation, false, true)).contiguous(format);
 }
 
 at::Tensor transform_weight(const at::Tensor& weight) {
@@ -158,8 +158,8 @@ at::Tensor transform_weight(const at::Tensor& weight) {
   const WinogradParams p = {1, 1, 1, weight.size(1), weight.size(0), 1, dtype};
   at::Tensor transformed = at::empty({kTilePositions, winograd_weight_stride(p.in_channels, p.out_channels)},
                                      weight.options().dtype(at::kFloat));
-  at::Tensor dense;
-  cpu::winograd_weight(p, weight_of(weight, false, dense), transformed.mutable_data_ptr<float>());
+  const at::Tensor dense = dense_weight(weight);
+  cpu::winograd_weight(p, weight_of(dense, false), transformed.mutable_data_ptr<float>());
   return transformed;
 }
 

@@ -47,11 +47,7 @@ at::Tensor upsample_add(const at::Tensor& base, const at::Tensor& mixed, const s
   const auto params = make_upsample_params(base, mixed.size(2), pyramid, align_corners, channels_last, dtype);
   const auto sums = dtype == DType::kFloat64 ? at::kDouble : at::kFloat;
   TORCH_CHECK_TYPE(mixed.scalar_type() == sums, op, ": mixed: expected ", sums, ", got ", mixed.scalar_type());
-  if (bias) {
-    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == base.size(1), op,
-                      ": bias: expected [O] with O = ", base.size(1), ", got shape ", bias->sizes());
-    check_same(op, "bias", *bias, "base", base);
-  }
+  if (bias) check_bias(op, *bias, base.size(1), "base", base);
   const at::Tensor dense = channels_last ? base : base.contiguous();
   at::Tensor map = at::empty_like(dense);
   if (map.numel() == 0) {

@@ -76,6 +76,14 @@ def check_same(op: str, name: str, tensor: Tensor, like: str, other: Tensor) -> 
         )
 
 
+def check_bias(op: str, bias: Tensor, weight: Tensor, x: Tensor) -> None:
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{op}: bias: expected [O] with O = {weight.shape[0]}, got shape {list(bias.shape)}"
+        )
+    check_same(op, "bias", bias, "x", x)
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """What sums of numbers of this dtype are kept in."""
     return torch.float64 if dtype == torch.float64 else torch.float32

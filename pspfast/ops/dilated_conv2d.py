@@ -19,6 +19,7 @@ from pspfast import backends
 from pspfast.ops._checks import (
     MAX_AXIS_SIZE,
     autocast,
+    check_bias,
     check_map,
     check_same,
     format_of,
@@ -112,9 +113,7 @@ def _library_is_faster(
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
     def run(function: Callable[..., Tensor]) -> Callable[[], None]:
-        copies = [None if t is None else t.detach() for t in tensors]
-        if needs_grad:
-            copies = [None if t is None else t.requires_grad_() for t in copies]
+        copies = [None if t is None else t.detach().requires_grad_(needs_grad) for t in tensors]
 
         def step() -> None:
             x, weight, bias, residual = copies
@@ -155,11 +154,7 @@ def _check_inputs(
     if not 1 <= dilation <= MAX_AXIS_SIZE:
         raise ValueError(f"{_OP}: dilation: expected 1 to {MAX_AXIS_SIZE}, got {dilation}")
     if bias is not None:
-        if bias.shape != (out_channels,):
-            raise ValueError(
-                f"{_OP}: bias: expected [O] with O = {out_channels}, got shape {list(bias.shape)}"
-            )
-        check_same(_OP, "bias", bias, "x", x)
+        check_bias(_OP, bias, weight, x)
     if residual is not None:
         shape = [x.shape[0], out_channels, *x.shape[2:]]
         if list(residual.shape) != shape:

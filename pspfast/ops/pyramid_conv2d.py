@@ -22,6 +22,7 @@ from torch import Tensor
 from pspfast import backends
 from pspfast.ops._checks import (
     autocast,
+    check_bias,
     check_bins,
     check_map,
     check_priors,
@@ -171,11 +172,7 @@ def _check_inputs(
         )
     check_same(op, "weight", weight, "x", x)
     if bias is not None:
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"{op}: bias: expected [O] with O = {weight.shape[0]}, got shape {list(bias.shape)}"
-            )
-        check_same(op, "bias", bias, "x", x)
+        check_bias(op, bias, weight, x)
 
 
 def _mix_by_matmul(
