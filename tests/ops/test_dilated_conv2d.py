@@ -1,3 +1,4 @@
+import sys
 from typing import Any, ClassVar
 
 import pytest
@@ -7,11 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_tester import OpTester
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pspfast
+from pspfast.backends import load_triton_ops
 from pspfast.ops import dilated_conv2d
 
 OPS = torch.ops.pspfast
+# The package has the function under this name.
+module = sys.modules["pspfast.ops.dilated_conv2d"]
 
 
 def oracle(
@@ -244,3 +249,33 @@ def test_errors_of_the_ops_behind_it() -> None:
         OPS.winograd_conv2d(X, torch.zeros(36, 256), 5, None, 1, None, False)
     with pytest.raises(TypeError, match=r"^winograd_conv2d: transformed: expected Float, got"):
         OPS.winograd_conv2d(X, torch.zeros(36, 272).double(), 5, None, 1, None, False)
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_cudnn_is_timed_against_triton(monkeypatch: pytest.MonkeyPatch, needs_grad: bool) -> None:
+    """Forward alone, or with the gradients; here what is timed runs on the CPU."""
+    load_triton_ops()
+    keys, x, weight = [], torch.randn(1, 2, 4, 3), torch.randn(3, 2, 3, 3)
+    weight.requires_grad_(needs_grad)
+
+    def fastest(key: Any, candidates: dict[str, Any]) -> str:
+        assert set(candidates) == {"triton", "library"}
+        candidates["library"]()
+        keys.append(key)
+        return "library"
+
+    monkeypatch.setattr(module, "fastest", fastest)
+    for dilation in (1, 1, 2):
+        assert module._library_is_faster(x, weight, None, dilation, None, False)
+    assert keys[0] == keys[1] != keys[2]
+    assert weight.grad is None
+
+    with torch.no_grad():
+        assert module._library_is_faster(x, weight, None, 1, None, False)
+    assert (keys[3] == keys[0]) is not needs_grad
+    assert not module._library_is_faster(x[:0], weight, None, 1, None, False)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert not module._library_is_faster(mode.from_tensor(x), weight, None, 1, None, False)
+    with pspfast.backend("reference"):
+        assert not module._library_is_faster(x, weight, None, 1, None, False)
+    assert len(keys) == 4
