@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,14 @@ def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Processes that tests start import the installed package: in the root of the checkout they
     would find ./pspfast, where a regular installation has no compiled library."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def camvid() -> Path:
+    """The data set, where it is: in $PSPFAST_CAMVID, or beside the project."""
+    folder = Path(
+        os.environ.get("PSPFAST_CAMVID", Path(__file__).parents[2] / "shared/data/camvid")
+    )
+    if not folder.is_dir():
+        pytest.skip("CamVid is not on this machine")
+    return folder

@@ -1,7 +1,4 @@
-"""The real files, where they are: in $PSPFAST_CAMVID, or beside the project."""
-
-import os
-from pathlib import Path
+"""The real files."""
 
 import pytest
 import torch
@@ -16,25 +13,20 @@ from pspfast.data import (
     list_file_samples,
 )
 
-BESIDE = Path(__file__).parents[3] / "shared/data/camvid"
-CAMVID = Path(os.environ.get("PSPFAST_CAMVID", BESIDE))
-
-pytestmark = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not on this machine")
-
 
 @pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101)])
-def test_every_file_is_valid(split, count):
-    samples = list_file_samples(CAMVID / f"{split}.txt")
+def test_every_file_is_valid(camvid, split, count):
+    samples = list_file_samples(camvid / f"{split}.txt")
     assert len(samples) == count
     check_samples(samples, CLASSES["camvid"].num_classes)
-    assert sorted(samples) == folder_samples(CAMVID / "images" / split, CAMVID / "labels" / split)
+    assert sorted(samples) == folder_samples(camvid / "images" / split, camvid / "labels" / split)
 
 
-def test_names_mean_what_the_label_maps_show():
+def test_names_mean_what_the_label_maps_show(camvid):
     """classes.txt has the names, but in another order than the ids of the label maps."""
     names = CLASSES["camvid"].names
-    assert set(names) == set((CAMVID / "classes.txt").read_text().split())
-    dataset = SegmentationDataset(list_file_samples(CAMVID / "val.txt")[::10], EvalTransform())
+    assert set(names) == set((camvid / "classes.txt").read_text().split())
+    dataset = SegmentationDataset(list_file_samples(camvid / "val.txt")[::10], EvalTransform())
     pixels, heights, brightness = torch.zeros(3, len(names), dtype=torch.float64)
     for index in range(len(dataset)):
         image, labels = dataset.load(index)
@@ -52,8 +44,8 @@ def test_names_mean_what_the_label_maps_show():
     assert pixels[names.index("car")] > pixels[names.index("column_pole")]
 
 
-def test_items():
-    samples = list_file_samples(CAMVID / "val.txt")[:3]
+def test_items(camvid):
+    samples = list_file_samples(camvid / "val.txt")[:3]
     image, label = SegmentationDataset(samples, EvalTransform())[1]
     assert image.shape == (3, 360, 480) and label.shape == (360, 480)
     # Normalised by ImageNet's statistics, street scenes come out near 0 and 1.

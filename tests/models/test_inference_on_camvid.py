@@ -1,26 +1,18 @@
-"""Labels of real images by a trained model, where CamVid is: in $PSPFAST_CAMVID, or beside the
-project."""
+"""Labels of real images by a trained model."""
 
-import os
 from pathlib import Path
 
-import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from pspfast import PSPNet, backend, optimize_for_inference
 from pspfast.data import EvalTransform, SegmentationDataset, TrainTransform, list_file_samples
 
-BESIDE = Path(__file__).parents[3] / "shared/data/camvid"
-CAMVID = Path(os.environ.get("PSPFAST_CAMVID", BESIDE))
 
-pytestmark = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not on this machine")
-
-
-def test_labels_equal_those_of_plain_pytorch() -> None:
+def test_labels_equal_those_of_plain_pytorch(camvid: Path) -> None:
     model = PSPNet(18, classes=11, stem="7x7")
     train = SegmentationDataset(
-        list_file_samples(CAMVID / "train.txt"), TrainTransform((161, 209), scale=(0.5, 1.0))
+        list_file_samples(camvid / "train.txt"), TrainTransform((161, 209), scale=(0.5, 1.0))
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     losses = []
@@ -34,7 +26,7 @@ def test_labels_equal_those_of_plain_pytorch() -> None:
 
     model.eval()
     frozen = optimize_for_inference(model)
-    val = SegmentationDataset(list_file_samples(CAMVID / "val.txt")[::5][:20], EvalTransform())
+    val = SegmentationDataset(list_file_samples(camvid / "val.txt")[::5][:20], EvalTransform())
     wrong = pixels = 0
     for image, _ in DataLoader(val):
         with backend("reference"):
