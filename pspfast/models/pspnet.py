@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspfast.models.pyramid import PyramidConv2d, PyramidHead, PyramidPriors
+from pspfast.models.recompute import recompute_normalized_maps
 from pspfast.models.resnet import (
     DilatedConv2d,
     Dilation,
@@ -141,14 +142,15 @@ class PSPNet(nn.Module):
 
         x = self._prepare(x)
         padded = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
-        x = self.layer2(self.layer1(self.layer0(x)))
-        x_aux = self.layer3(x)
-        x = self.layer4(x_aux)
-        logits = self.cls(x, self.ppm(x)) if self.use_ppm else self.cls(x)
+        with recompute_normalized_maps():
+            x = self.layer2(self.layer1(self.layer0(x)))
+            x_aux = self.layer3(x)
+            x = self.layer4(x_aux)
+            logits = self.cls(x, self.ppm(x)) if self.use_ppm else self.cls(x)
+            aux_logits = self.aux(x_aux) if self.training else None
         if not self.training:
             return self._zoom(logits, padded, size) if upsample else logits
-        assert y is not None
-        aux_logits = self.aux(x_aux)
+        assert y is not None and aux_logits is not None
         criterion = self.criterion
         if (
             type(criterion) is nn.CrossEntropyLoss

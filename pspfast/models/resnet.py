@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pspfast.models.recompute import norm_relu
+from pspfast.models.recompute import norm, norm_relu
 from pspfast.ops.dilated_conv2d import dilated_conv2d
 
 Stem = Literal["deep", "deep_narrow", "7x7"]
@@ -49,8 +49,15 @@ class ResNetStem(nn.Sequential):
         layers: Any = list(self)
         x = layers[0](input)
         for bn, relu, then in zip(layers[1::3], layers[2::3], layers[3::3], strict=True):
-            x = norm_relu(x, bn, relu, then)
+            x = then(norm_relu(x, bn, relu))
         return x
+
+
+class Downsample(nn.Sequential):
+    """The strided 1x1 convolution of a residual connection, and its BatchNorm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return norm(self[0](input), self[1])
 
 
 class BasicBlock(nn.Module):
@@ -71,10 +78,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.downsample is None else self.downsample(x)
-        x = norm_relu(self.conv1(x), self.bn1, self.relu, self.conv2)
-        x = self.bn2(x)
-        x += residual
-        return self.relu(x)
+        x = self.conv2(norm_relu(self.conv1(x), self.bn1, self.relu))
+        return norm_relu(x, self.bn2, self.relu, residual)
 
 
 class Bottleneck(nn.Module):
@@ -97,11 +102,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.downsample is None else self.downsample(x)
-        x = norm_relu(self.conv1(x), self.bn1, self.relu, self.conv2)
-        x = norm_relu(x, self.bn2, self.relu, self.conv3)
-        x = self.bn3(x)
-        x += residual
-        return self.relu(x)
+        x = self.conv2(norm_relu(self.conv1(x), self.bn1, self.relu))
+        x = self.conv3(norm_relu(x, self.bn2, self.relu))
+        return norm_relu(x, self.bn3, self.relu, residual)
 
 
 def make_backbone(layers: int, stem: Stem, dilation: Dilation) -> tuple[list[nn.Sequential], int]:
@@ -218,10 +221,10 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) ->
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
 
-def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def _downsample(in_channels: int, out_channels: int, stride: int) -> Downsample | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
+    return Downsample(
         nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
         nn.BatchNorm2d(out_channels),
     )

@@ -1,14 +1,17 @@
+import contextlib
 import copy
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from pspfast import PSPNet
 from pspfast.models import recompute
-from pspfast.models.recompute import norm_relu
+from pspfast.models.recompute import norm, norm_relu, recompute_normalized_maps
 
 
 def make_layers(channels: int = 5) -> tuple[nn.BatchNorm2d, nn.ReLU, nn.Conv2d]:
@@ -19,7 +22,15 @@ def make_layers(channels: int = 5) -> tuple[nn.BatchNorm2d, nn.ReLU, nn.Conv2d]:
 
 
 def plainly(z: Tensor, bn: nn.Module, relu: nn.Module, then: nn.Module) -> Tensor:
-    return then(relu(bn(z)))
+    """A block of one layer with a residual connection, on top of another one."""
+    first, residual = relu(bn(z)), bn(z)
+    return then(relu(bn(first * 2) + residual))
+
+
+def recomputed(z: Tensor, bn: nn.Module, relu: nn.Module, then: nn.Module) -> Tensor:
+    with recompute_normalized_maps():
+        first, residual = norm_relu(z, bn, relu), norm(z, bn)
+        return then(norm_relu(first * 2, bn, relu, residual))
 
 
 def gradients(function: Callable[..., Tensor], layers: tuple[Any, ...], z: Tensor) -> list[Tensor]:
@@ -37,7 +48,7 @@ def test_gradients_are_the_same_bits(
 ) -> None:
     layers, z = make_layers(), torch.randn(2, 5, 9, 7).contiguous(memory_format=memory_format)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        ours, eager = gradients(norm_relu, layers, z), gradients(plainly, layers, z)
+        ours, eager = gradients(recomputed, layers, z), gradients(plainly, layers, z)
     assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
 
 
@@ -59,34 +70,107 @@ def test_gradients_of_the_network_are_the_same_bits(
     assert all(torch.equal(a, b) for a, b in zip(ours, run(), strict=True))
 
 
-def test_the_normalised_map_is_not_kept() -> None:
-    kept: list[Tensor] = []
+class Keep(torch.autograd.Function):
+    """The sum, which keeps its argument and remembers what it gets back in backward."""
 
-    class Keep(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.sum()
+    returned: ClassVar[list[Tensor]] = []
 
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            kept.extend(ctx.saved_tensors)
-            return grad.expand_as(kept[-1])
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sum()
 
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        Keep.returned.extend(ctx.saved_tensors)
+        return grad.expand_as(*ctx.saved_tensors)
+
+
+def blocks(count: int) -> tuple[list[Tensor], Tensor]:
+    """The outputs of blocks that are one normalisation each, and their sum, which keeps them."""
+    zs = [torch.randn(2, 5, 9, 7, requires_grad=True) for _ in range(count + 1)]
+    total = torch.zeros(())
+    maps: list[Tensor] = []
+    with recompute_normalized_maps():
+        x = norm(zs[0], make_layers()[0])
+        for z in zs[1:]:
+            bn, relu, _ = make_layers()
+            x = norm_relu(z, bn, relu, x)
+            maps.append(x.detach())
+            total = total + Keep.apply(x)
+    del x
+    return maps, total
+
+
+def test_the_maps_are_not_kept() -> None:
+    # What was saved may be overwritten: it is not the map itself. The chain of three is the norm
+    # and two blocks, so the second block's map is kept, and the fifth's, three blocks later.
+    maps, total = blocks(7)
+    expected = [map.clone() for map in maps]
+    kept = {1, 4}
+    for i, map in enumerate(maps):
+        if i not in kept:
+            map.fill_(float("nan"))
+    Keep.returned.clear()
+    total.backward()
+    # Backward goes from the last to the first.
+    assert all(torch.equal(a, b) for a, b in zip(Keep.returned, expected[::-1], strict=True))
+
+
+def test_a_map_kept_for_the_next_block_is_not_computed_again() -> None:
+    maps, total = blocks(7)
+    Keep.returned.clear()
+    total.backward()
+    same = [a.data_ptr() == b.data_ptr() for a, b in zip(Keep.returned[::-1], maps, strict=True)]
+    assert same == [False, True, False, False, True, False, False]
+
+
+def test_what_is_saved_goes_as_backward_goes_on() -> None:
+    """The recipes hold the inputs: they must not live as long as the last of them."""
     bn, relu, _ = make_layers()
-    z = torch.randn(2, 5, 9, 7, requires_grad=True)
-    seen: list[Tensor] = []
+    first = torch.randn(2, 5, 9, 7, requires_grad=True)
+    seen = []
+    with recompute_normalized_maps():
+        x = norm_relu(first * 1, bn, relu)
+        x.register_hook(lambda grad: seen.append(reference()))
+        z = x * 1
+        reference = weakref.ref(z.untyped_storage())
+        out = norm_relu(z, bn, relu).sum()
+        del x, z
+    assert reference() is not None
+    out.backward()
+    assert seen == [None]
 
-    def then(x: Tensor) -> Tensor:
-        seen.append(x.detach().clone())
-        out = Keep.apply(x)
-        # What was saved may be overwritten now: it is not the map itself.
-        x.detach().fill_(float("nan"))
-        return out
 
-    norm_relu(z, bn, relu, then).backward()
-    assert torch.equal(kept[0], seen[0])
-    assert z.grad is not None and z.grad.isfinite().all()
+def test_a_map_modified_in_place_is_kept() -> None:
+    bn, _, conv = make_layers()
+
+    def run(within: Callable[[], Any]) -> Tensor:
+        z = torch.linspace(-1, 1, 630).view(2, 5, 9, 7).requires_grad_()
+        with within():
+            x = norm(z, bn)
+            x.mul_(2)
+            out = conv(x).square().sum()
+        return torch.autograd.grad(out, conv.weight)[0]
+
+    assert torch.equal(run(recompute_normalized_maps), run(contextlib.nullcontext))
+
+
+def test_hooks_around_the_network_get_what_is_saved() -> None:
+    layers, z = make_layers(), torch.randn(2, 5, 9, 7, requires_grad=True)
+    packed: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        packed.append(tensor)
+        return tensor
+
+    counts = []
+    for function in (plainly, recomputed):
+        packed.clear()
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            function(z, *layers)
+        counts.append(len(packed))
+    assert counts[0] == counts[1] > 0
 
 
 def test_second_derivatives() -> None:
@@ -102,12 +186,12 @@ def test_second_derivatives() -> None:
         (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
         return torch.autograd.grad(first.square().sum(), leaf)[0]
 
-    torch.testing.assert_close(second(norm_relu), second(plainly))
+    torch.testing.assert_close(second(recomputed), second(plainly))
 
 
 def test_backward_twice() -> None:
     bn, relu, conv = make_layers()
-    out = norm_relu(torch.randn(2, 5, 9, 7, requires_grad=True), bn, relu, conv).sum()
+    out = recomputed(torch.randn(2, 5, 9, 7, requires_grad=True), bn, relu, conv).sum()
     first = torch.autograd.grad(out, conv.weight, retain_graph=True)
     assert torch.equal(*first, *torch.autograd.grad(out, conv.weight))
 
@@ -115,13 +199,13 @@ def test_backward_twice() -> None:
 def test_hooks_see_and_change_the_maps() -> None:
     layers, z = make_layers(), torch.randn(2, 5, 9, 7)
     layers[0].register_forward_hook(lambda module, inputs, output: output * 2)
-    ours, eager = gradients(norm_relu, layers, z), gradients(plainly, layers, z)
+    ours, eager = gradients(recomputed, layers, z), gradients(plainly, layers, z)
     assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
 
 
 def test_a_weight_changed_before_backward_is_an_error() -> None:
     bn, relu, conv = make_layers()
-    out = norm_relu(torch.randn(2, 5, 9, 7, requires_grad=True), bn, relu, conv)
+    out = recomputed(torch.randn(2, 5, 9, 7, requires_grad=True), bn, relu, conv)
     with torch.no_grad():
         bn.bias.add_(1)
     with pytest.raises(RuntimeError, match=r"^PSPNet: backward: a BatchNorm's weight, bias or inp"):
@@ -131,5 +215,5 @@ def test_a_weight_changed_before_backward_is_an_error() -> None:
 def test_frozen_batch_norm() -> None:
     layers, z = make_layers(), torch.randn(2, 5, 9, 7)
     layers[0].eval()
-    ours, eager = gradients(norm_relu, layers, z), gradients(plainly, layers, z)
+    ours, eager = gradients(recomputed, layers, z), gradients(plainly, layers, z)
     assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
