@@ -2,7 +2,7 @@
 
 A peer runs right before each round of ours, so that both see the same load, clock and caches. What
 counts is the ratio of the medians, printed as a table at the end; pytest-benchmark's own table
-shows the absolute times of ours.
+shows the absolute times of ours. On a GPU the peaks of its memory are there, too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,16 @@ _recorded: list[str] = []
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def peak_gpu_memory(function: Callable[[], object]) -> float:
+    """Megabytes that a call takes at its peak, beyond what is allocated already."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 @pytest.fixture
@@ -70,6 +80,11 @@ def compare(
             for peer, median in medians.items()
         )
         _rows.append(f"{request.node.name}: {1e3 * mine:.2f} ms; {ratios}")
+        if device.type == "cuda":
+            peaks = {name: peak_gpu_memory(f) for name, f in {"ours": ours, **peers}.items()}
+            benchmark.extra_info |= {f"MB of GPU memory, {n}": mb for n, mb in peaks.items()}
+            cells = ", ".join(f"{name} {mb:.1f} MB" for name, mb in peaks.items())
+            _rows.append(f"{request.node.name}: GPU memory at the peak: {cells}")
 
     return run
 

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,19 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def with_section(page: str, name: str, section: str) -> str:
+    """The page with what is between ``<!-- name -->`` and ``<!-- /name -->`` replaced.
+
+    Raises:
+        ValueError: the page has not one of each, in order.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    parts = re.split(f"({re.escape(begin)}|{re.escape(end)})", page)
+    if parts[1::2] != [begin, end]:
+        raise ValueError(f"expected one {begin} and one {end} behind it, got {parts[1::2]}")
+    return f"{parts[0]}{begin}\n\n{section}\n\n{end}{parts[4]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

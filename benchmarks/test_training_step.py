@@ -65,7 +65,9 @@ def test_step(compare, dtype, device) -> None:
     mine = Step(model, ours, contiguous, dtype)
     losses = {name: step(images, target) for name, step in steps.items()}
     loss = mine(images, target)
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    # On a GPU convolutions of float32 are in TF32, of 11 bits.
+    is_exact = dtype == torch.float32 and device.type == "cpu"
+    tolerance = 1e-4 if is_exact else 2e-2
     for name, other in losses.items():
         assert abs(loss - other) <= tolerance * other, name
     compare(

@@ -21,6 +21,8 @@ from .launch import empty_map, width_divisor
 # multiprocessors, unless a program had too few pixels for its start and its sum to be small.
 _ENOUGH_PROGRAMS = 132 * 4
 _LEAST_PIXELS = 1024
+# From so many channels on offsets in a block leave int32: 256 filters of 9 taps.
+_LONG_CHANNELS = 2**31 // (256 * 9)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -48,8 +50,8 @@ def _size_class(pixels: int) -> int:
 
 def _sizes(
     x: Tensor, channels: int, out_channels: int, dilation: int
-) -> tuple[tuple[int, ...], dict[str, int]]:
-    """Sizes that both kernels take behind the number of pixels, and the divisors of channels."""
+) -> tuple[tuple[int, ...], dict[str, object]]:
+    """Sizes that both kernels take behind the number of pixels, and what they know of channels."""
     height, width = x.shape[2:]
     divisor, out_divisor = width_divisor(channels), width_divisor(out_channels)
     sizes = (
@@ -60,7 +62,12 @@ def _sizes(
         dilation,
         _size_class(x.shape[0] * height * width),
     )
-    return sizes, {"CHANNEL_DIVISOR": divisor, "OUT_CHANNEL_DIVISOR": out_divisor}
+    constants = {
+        "CHANNEL_DIVISOR": divisor,
+        "OUT_CHANNEL_DIVISOR": out_divisor,
+        "LONG_CHANNELS": bool(max(channels, out_channels) >= _LONG_CHANNELS),
+    }
+    return sizes, constants
 
 
 def _grid(rows: int, cols: int, parts: int = 1) -> Callable[[dict[str, Any]], tuple[int]]:
@@ -90,7 +97,7 @@ def _convolve(
         return out
     pixels = batch * height * width
     ieee = _ieee(x)
-    sizes, divisors = _sizes(x, channels, out_channels, dilation)
+    sizes, constants = _sizes(x, channels, out_channels, dilation)
     kernel = conv_ieee_kernel if ieee else conv_kernel
     wrap_triton(kernel)[_grid(pixels, out_channels)](
         x,
@@ -106,7 +113,7 @@ def _convolve(
         RELU=relu,
         PRECISION="ieee" if ieee else "tf32",
         BLOCK_K=_channel_block(channels, x, ieee),
-        **divisors,
+        **constants,
     )
     return out
 
@@ -152,7 +159,7 @@ def dilated_conv2d_grad_weight(grad: Tensor, x: Tensor, dilation: int) -> Tensor
     splits = triton.cdiv(pixels, split_pixels)
     # Splits write sums of their own, which are added here.
     grad_weight = x.new_empty((splits, *shape), dtype=x.dtype if splits == 1 else torch.float32)
-    sizes, divisors = _sizes(x, channels, out_channels, dilation)
+    sizes, constants = _sizes(x, channels, out_channels, dilation)
     tuned = grad_weight_tf32_kernel if x.element_size() == 4 else grad_weight_kernel
     kernel = grad_weight_ieee_kernel if ieee else tuned
     wrap_triton(kernel)[_grid(out_channels, channels, 9 * splits)](
@@ -164,7 +171,7 @@ def dilated_conv2d_grad_weight(grad: Tensor, x: Tensor, dilation: int) -> Tensor
         *sizes,
         PRECISION="ieee" if ieee else "tf32",
         BLOCK_K=block_k,
-        **divisors,
+        **constants,
     )
     grad_weight = grad_weight[0] if splits == 1 else grad_weight.sum(0).to(x.dtype)
     return grad_weight.permute(0, 3, 1, 2)

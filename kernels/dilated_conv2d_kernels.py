@@ -47,6 +47,16 @@ def _tuned(kernel: JITFunction, tiles: tuple[tuple[int, int, int, int], ...]) ->
 
 
 @triton.jit
+def _channel_count(quotient, DIVISOR: tl.constexpr, LONG_CHANNELS: tl.constexpr):
+    if LONG_CHANNELS:
+        # Not .to: a quotient of 1 is a constant.
+        return quotient * tl.full([], DIVISOR, tl.int64)
+    else:
+        # The product shows the compiler what divides the offsets of pixels and filters.
+        return quotient * DIVISOR
+
+
+@triton.jit
 def _dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
     if _UPCAST:
         b_left = b_left.to(tl.float32)
@@ -102,15 +112,15 @@ def _conv_kernel(
     PRECISION: tl.constexpr,
     CHANNEL_DIVISOR: tl.constexpr,
     OUT_CHANNEL_DIVISOR: tl.constexpr,
+    LONG_CHANNELS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Weights are [O, 3, 3, C], transposed ones [C, 3, 3, O], where C channels are read and O are
     written; a negative dilation takes opposite taps."""
-    # Products show the compiler what divides the offsets of pixels and filters.
-    channels = channels_quotient * CHANNEL_DIVISOR
-    out_channels = out_channels_quotient * OUT_CHANNEL_DIVISOR
+    channels = _channel_count(channels_quotient, CHANNEL_DIVISOR, LONG_CHANNELS)
+    out_channels = _channel_count(out_channels_quotient, OUT_CHANNEL_DIVISOR, LONG_CHANNELS)
     # Output channels innermost: programs that run together read the same pixels.
     i_program = tl.program_id(0)
     out_blocks = tl.cdiv(out_channels, BLOCK_N)
@@ -178,14 +188,14 @@ def _grad_weight_kernel(
     PRECISION: tl.constexpr,
     CHANNEL_DIVISOR: tl.constexpr,
     OUT_CHANNEL_DIVISOR: tl.constexpr,
+    LONG_CHANNELS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Gradients [splits, O, 3, 3, C], each of ``split_pixels`` pixels, which BLOCK_K divides."""
-    # Products show the compiler what divides the offsets of pixels and filters.
-    channels = channels_quotient * CHANNEL_DIVISOR
-    out_channels = out_channels_quotient * OUT_CHANNEL_DIVISOR
+    channels = _channel_count(channels_quotient, CHANNEL_DIVISOR, LONG_CHANNELS)
+    out_channels = _channel_count(out_channels_quotient, OUT_CHANNEL_DIVISOR, LONG_CHANNELS)
     # Taps innermost: programs that run together read the same pixels.
     i_program = tl.program_id(0)
     tap = i_program % 9

@@ -1,10 +1,14 @@
 """Fixtures for all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+# For what benchmarks/ shares; at the end, where the folder pspfast shadows no installed one.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(autouse=True)

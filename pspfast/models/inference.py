@@ -149,7 +149,7 @@ class FusedPriors(nn.Module):
 
 
 class FusedHead(nn.Module):
-    """:class:`PyramidHead` whose convolution's parts for the map and for the levels are apart."""
+    """:class:`Head` whose convolution's parts for the map and for the levels are apart."""
 
     def __init__(self, head: Any, dtype: torch.dtype) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pspfast.models.pyramid import PyramidConv2d, PyramidHead, PyramidPriors
+from pspfast.models.pyramid import Head, PyramidConv2d, PyramidPriors
 from pspfast.models.recompute import recompute_normalized_maps
 from pspfast.models.resnet import (
     DilatedConv2d,
@@ -101,12 +101,10 @@ class PSPNet(nn.Module):
                 )
             self.ppm: nn.Module = PyramidPriors(channels, channels // len(bins), bins)
             conv = PyramidConv2d(2 * channels, head_channels, 3, bins, align_corners)
-            self.cls: nn.Module = PyramidHead(*_classifier(conv, classes, dropout))
         else:
             conv = DilatedConv2d(channels, head_channels)
-            self.cls = nn.Sequential(*_classifier(conv, classes, dropout))
-        conv = DilatedConv2d(channels // 2, aux_channels)
-        self.aux = nn.Sequential(*_classifier(conv, classes, dropout))
+        self.cls: nn.Module = _head(conv, classes, dropout)
+        self.aux: nn.Module = _head(DilatedConv2d(channels // 2, aux_channels), classes, dropout)
 
     def forward(
         self, x: Tensor, y: Tensor | None = None, *, upsample: bool = True
@@ -253,14 +251,14 @@ class PSPNet(nn.Module):
             )
 
 
-def _classifier(conv: nn.Conv2d, classes: int, dropout: float) -> list[nn.Module]:
-    return [
+def _head(conv: nn.Conv2d, classes: int, dropout: float) -> Head:
+    return Head(
         conv,
         nn.BatchNorm2d(conv.out_channels),
         nn.ReLU(inplace=True),
         nn.Dropout2d(p=dropout),
         nn.Conv2d(conv.out_channels, classes, kernel_size=1),
-    ]
+    )
 
 
 def _check_images(name: str, images: Tensor) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pspfast.models.recompute import norm_relu
 from pspfast.ops import pyramid_concat, pyramid_conv2d, pyramid_pool
 
 
@@ -112,12 +112,15 @@ class PyramidConv2d(nn.Conv2d):
         return pyramid_conv2d(input, priors, self.weight, self.bins, self.align_corners)
 
 
-class PyramidHead(nn.Sequential):
-    """``nn.Sequential`` that hands the priors to its first layer, a :class:`PyramidConv2d`."""
+class Head(nn.Sequential):
+    """A convolution, BatchNorm, ReLU and what follows. Priors are handed to the convolution, which
+    then is a :class:`PyramidConv2d`."""
 
     def forward(self, input: Tensor, priors: Tensor | None = None) -> Tensor:
-        x = self[0](input, priors)
-        for layer in islice(self, 1, None):
+        conv, bn, relu, *rest = self
+        x = conv(input) if priors is None else conv(input, priors)
+        x = norm_relu(x, bn, relu)
+        for layer in rest:
             x = layer(x)
         return x
 

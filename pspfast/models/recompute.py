@@ -1,8 +1,8 @@
-"""Normalised maps that are computed again in backward instead of being kept.
+"""BatchNorm, residual and ReLU in one, and maps that are computed again in backward.
 
 Eager mode keeps two maps of the same size for each BatchNorm and ReLU: the BatchNorm's input z, and
 ``relu(bn(z))`` for the ReLU and for the convolution that follows. The second is given back by the
-first, bit for bit, for the time of a forward BatchNorm; a compiler makes that choice by itself.
+first and the statistics, bit for bit, in one read and write.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+
+from pspfast.ops.batch_norm_relu import (
+    Normalized,
+    has_kernel,
+    normalize,
+    normalize_again,
+    update_running_statistics,
+)
 
 # Outputs of blocks that are computed one from the other. Backward has all of a chain alive when it
 # reaches the last, so a longer chain is cut by keeping one. Three are the blocks of ResNet50's
@@ -52,36 +59,43 @@ def recompute_normalized_maps() -> Iterator[None]:
 
 def norm(z: Tensor, bn: nn.Module) -> Tensor:
     """``bn(z)``."""
-    out = bn(z)
-    maps = _current.get()
-    if maps is not None and _is_recomputed(bn):
-        recipe = Recipe(z, bn)
-        recipe.version = out._version
-        maps.add(out, recipe)
-    return out
+    return _norm(z, bn, None, None) if _is_fused(z, bn) else bn(z)
 
 
 def norm_relu(z: Tensor, bn: nn.Module, relu: nn.Module, residual: Tensor | None = None) -> Tensor:
-    """``relu(bn(z) + residual)``; what :func:`norm` returned may be the residual.
-
-    Plain BatchNorm2d alone is computed again, and only where no hook could change what it returns.
-    """
+    """``relu(bn(z) + residual)``."""
+    if _is_fused(z, bn) and type(relu) is nn.ReLU and not _has_hooks(relu):
+        return _norm(z, bn, relu, residual)
     out = bn(z)
     if residual is not None:
         out += residual
+    return relu(out)
+
+
+def _norm(z: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | None) -> Tensor:
+    assert isinstance(bn, nn.BatchNorm2d) and bn.momentum is not None
+    assert bn.num_batches_tracked is not None
+    if residual is not None:
+        residual = residual.to(z.dtype)
+    with_relu = relu is not None
+    normalized = normalize(z, bn.weight, bn.bias, residual, relu=with_relu, eps=bn.eps)
+    bn.num_batches_tracked.add_(1)
+    update_running_statistics(
+        bn.running_mean,
+        bn.running_var,
+        normalized.mean,
+        normalized.var,
+        z.numel() // z.shape[1],
+        bn.momentum,
+    )
     maps = _current.get()
-    if maps is None or not (_is_recomputed(bn) and _is_in_place(relu)):
-        return relu(out)
-    source = None if residual is None else maps.recipe_or_tensor(residual)
-    if isinstance(source, Recipe) and source.depth == _LONGEST_CHAIN:
-        assert residual is not None
-        source.keep(residual)
-    recipe = Recipe(z, bn, relu=True, residual=source)
-    # In place, the ReLU keeps the memory that it is given.
-    maps.add(out, recipe)
-    out = relu(out)
-    recipe.version = out._version
-    return out
+    if maps is not None:
+        source = None if residual is None else maps.recipe_or_tensor(residual)
+        if isinstance(source, Recipe) and source.depth == _LONGEST_CHAIN:
+            assert residual is not None
+            source.keep(residual)
+        maps.add(normalized.out, Recipe(z, bn, normalized, with_relu, source))
+    return normalized.out
 
 
 class NormalizedMaps:
@@ -98,30 +112,27 @@ class NormalizedMaps:
         reference, recipe = self.recipes.get(_place(tensor), (None, None))
         if reference is None or recipe is None or reference() is None:
             return tensor
-        return recipe if recipe.version in (None, tensor._version) else tensor
+        return recipe if recipe.version == tensor._version else tensor
 
 
 class Recipe:
-    """How ``relu(bn(z) + residual)`` is computed again. All who saved it share one, and one result,
-    which goes with the last of them."""
+    """How a map is computed again. All who saved it share one, and one result, which goes with the
+    last of them."""
 
     def __init__(
         self,
         z: Tensor,
-        bn: nn.Module,
-        *,
-        relu: bool = False,
-        residual: Tensor | Recipe | None = None,
+        bn: nn.BatchNorm2d,
+        normalized: Normalized,
+        relu: bool,
+        residual: Tensor | Recipe | None,
     ) -> None:
-        assert isinstance(bn, nn.BatchNorm2d)
-        self.z, self.weight, self.bias = (
-            t if t is None else t.detach() for t in (z, bn.weight, bn.bias)
-        )
-        self.eps = bn.eps
-        self.relu = relu
+        self.z, self.weight, self.bias = z.detach(), bn.weight.detach(), bn.bias.detach()
+        self.statistics = normalized.mean, normalized.var
+        self.relu, self.eps = relu, bn.eps
         self.residual = residual.detach() if isinstance(residual, Tensor) else residual
         self.depth: int = residual.depth + 1 if isinstance(residual, Recipe) else 1
-        self.version: int | None = None
+        self.version = normalized.out._version
         self.versions = self._versions()
         self.result: Tensor | None = None
 
@@ -141,13 +152,16 @@ class Recipe:
                     "PSPNet: backward: a BatchNorm's weight, bias or input has been modified in "
                     "place since forward"
                 )
-            with torch.no_grad(), torch.autocast(self.z.device.type, enabled=False):
-                out = F.batch_norm(
-                    self.z, None, None, self.weight, self.bias, training=True, eps=self.eps
+            with torch.no_grad():
+                self.result = normalize_again(
+                    self.z,
+                    self.statistics,
+                    self.weight,
+                    self.bias,
+                    None if self.residual is None else _unpack(self.residual),
+                    relu=self.relu,
+                    eps=self.eps,
                 )
-                if self.residual is not None:
-                    out += _unpack(self.residual)
-                self.result = out.relu_() if self.relu else out
         return self.result
 
 
@@ -160,12 +174,21 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     return storage, tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
-def _is_recomputed(bn: nn.Module) -> bool:
-    return type(bn) is nn.BatchNorm2d and bn.training and not _has_hooks(bn)
-
-
-def _is_in_place(relu: nn.Module) -> bool:
-    return type(relu) is nn.ReLU and relu.inplace and not _has_hooks(relu)
+def _is_fused(z: Tensor, bn: nn.Module) -> bool:
+    """Whether it is plain BatchNorm2d in training, of which no hook sees or changes the result; a
+    compiler fuses it by itself."""
+    return (
+        type(bn) is nn.BatchNorm2d
+        and bn.training
+        and bn.affine
+        and bn.track_running_stats
+        and bn.momentum is not None
+        and not _has_hooks(bn)
+        and not torch.compiler.is_compiling()
+        # Of one value per channel bn raises torch's own error.
+        and z.numel() > z.shape[1]
+        and has_kernel(z)
+    )
 
 
 def _has_hooks(module: nn.Module) -> bool:

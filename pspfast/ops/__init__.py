@@ -1,3 +1,4 @@
+from pspfast.ops.batch_norm_relu import batch_norm_relu
 from pspfast.ops.dilated_conv2d import dilated_conv2d
 from pspfast.ops.pyramid_concat import pyramid_concat
 from pspfast.ops.pyramid_conv2d import pyramid_conv2d
@@ -6,6 +7,7 @@ from pspfast.ops.upsample_argmax import upsample_argmax, upsample_softmax
 from pspfast.ops.upsample_loss import upsample_cross_entropy
 
 __all__ = [
+    "batch_norm_relu",
     "dilated_conv2d",
     "pyramid_concat",
     "pyramid_conv2d",

@@ -4,14 +4,12 @@ tile that tuning may choose: tensor cores, 16-byte accesses, no spills in loops.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import triton
 from torch import Tensor
-from triton.runtime.autotuner import Autotuner
 
 from pspfast.kernels import dilated_conv2d as launchers
 
@@ -30,54 +28,13 @@ MAX_STACK_BYTES_OF_RESIDUAL = 160
 SIZE = (16, 60, 60)
 
 
-class Launches:
-    """In place of wrap_triton: notes kernels and arguments, and compiles instead of launching."""
-
-    def __init__(self, triton_code: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.triton_code = triton_code
-        self.monkeypatch = monkeypatch
-        self.noted: list[tuple[Autotuner, dict[str, Any]]] = []
-
-    def __call__(self, kernel: Autotuner) -> Any:
-        class OfAnyGrid:
-            def __getitem__(_, grid: Callable[..., Any]) -> Callable[..., None]:
-                return launch
-
-        def launch(*args: Any, **constants: Any) -> None:
-            names = kernel.arg_names[: len(args)]
-            self.noted.append((kernel, dict(zip(names, args, strict=True)) | constants))
-
-        return OfAnyGrid()
-
-    def compiled(self, arch: int, tiles: int | None = None) -> Iterator[tuple[triton.Config, Any]]:
-        """The code of the one kernel that was launched, in its first so many tiles."""
-        ((kernel, args),) = self.noted
-        self.noted = []
-        dtypes = {name: DTYPES[arg.dtype] for name, arg in args.items() if isinstance(arg, Tensor)}
-        numbers = {name: arg for name, arg in args.items() if name not in dtypes}
-        # Triton compiles a 1 as a constant.
-        constants = {n: arg for n, arg in numbers.items() if n.isupper() or arg == 1}
-        numbers = {n: arg for n, arg in numbers.items() if n not in constants}
-        dtypes |= {n: "i64" for n, arg in numbers.items() if arg >= 2**31}
-        divisible = tuple(n for n, a in numbers.items() if n != "size_class" and a % 16 == 0)
-        compile_source = triton.compile
-        for config in kernel.configs[:tiles]:
-            options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-
-            def compile_tile(*args: Any, options: dict, more: dict = options, **kwargs: Any) -> Any:
-                return compile_source(*args, options=options | more, **kwargs)
-
-            with self.monkeypatch.context() as patch:
-                patch.setattr(triton, "compile", compile_tile)
-                tile = constants | config.kwargs
-                yield config, self.triton_code(kernel.fn, arch, dtypes, tile, divisible)
-
-
-@pytest.fixture
-def launches(triton_code: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Launches:
-    launches = Launches(triton_code, monkeypatch)
-    monkeypatch.setattr(launchers, "wrap_triton", launches)
-    return launches
+def compiled(launches: Any, arch: int, tiles: int | None = None) -> Iterator[tuple[int, Any]]:
+    """Columns of a tile, and the code, of the one kernel that was launched, in its first so many
+    tiles."""
+    taken = launches.taken()
+    assert len({launch.kernel for launch in taken}) == 1
+    for launch in taken[:tiles]:
+        yield launch.args["BLOCK_N"], launch.compiled(arch)
 
 
 def a_map(channels: int, dtype: torch.dtype, size: tuple[int, int, int] = SIZE) -> Tensor:
@@ -92,12 +49,12 @@ def a_weight(out_channels: int, channels: int, dtype: torch.dtype) -> Tensor:
 
 def products(code: Any) -> set[str]:
     """Instructions of tensor cores."""
-    return set(re.findall(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*", code.text))
+    return set(re.findall(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*", code.ptx))
 
 
 def accesses(code: Any, kind: str) -> set[str]:
     """Instructions on global memory: loads (ld), copies to shared memory (cp), or stores (st)."""
-    return set(re.findall(rf"\b{kind}\.(?:async\.\w+\.shared\.)?global[.\w]*", code.text))
+    return set(re.findall(rf"\b{kind}\.(?:async\.\w+\.shared\.)?global[.\w]*", code.ptx))
 
 
 def assert_fits(code: Any, arch: int, stack_bytes: int | None = None) -> None:
@@ -131,12 +88,12 @@ every_dtype = pytest.mark.parametrize(
 
 @every_arch
 @every_dtype
-def test_forward(launches: Launches, dtype: torch.dtype, tiles: int | None, arch: int) -> None:
+def test_forward(launches: Any, dtype: torch.dtype, tiles: int | None, arch: int) -> None:
     x, weight = a_map(512, dtype), a_weight(512, 512, dtype)
     bias = torch.empty(512, dtype=dtype, device="meta")
     launchers.dilated_conv2d(x, weight, bias, 4, x, True)
-    for config, code in launches.compiled(arch, tiles):
-        wide = config.kwargs["BLOCK_N"] == 256
+    for columns, code in compiled(launches, arch, tiles):
+        wide = columns == 256
         assert_fits(code, arch, MAX_STACK_BYTES_OF_RESIDUAL if wide else None)
         assert_on_tensor_cores(code, arch, dtype)
         assert_copies_operands(code)
@@ -146,11 +103,11 @@ def test_forward(launches: Launches, dtype: torch.dtype, tiles: int | None, arch
 
 @every_arch
 @every_dtype
-def test_grad_input(launches: Launches, dtype: torch.dtype, tiles: int | None, arch: int) -> None:
+def test_grad_input(launches: Any, dtype: torch.dtype, tiles: int | None, arch: int) -> None:
     grad, weight = a_map(512, dtype), a_weight(512, 256, dtype)
     launchers.dilated_conv2d_grad_input(grad, weight, 4)
     # That of float32 is a forward launch.
-    for _, code in launches.compiled(arch, 1 if dtype == torch.float32 else tiles):
+    for _, code in compiled(launches, arch, 1 if dtype == torch.float32 else tiles):
         assert_fits(code, arch)
         assert_on_tensor_cores(code, arch, dtype)
         assert_copies_operands(code)
@@ -159,44 +116,44 @@ def test_grad_input(launches: Launches, dtype: torch.dtype, tiles: int | None, a
 
 @every_arch
 @every_dtype
-def test_grad_weight(launches: Launches, dtype: torch.dtype, tiles: int | None, arch: int) -> None:
+def test_grad_weight(launches: Any, dtype: torch.dtype, tiles: int | None, arch: int) -> None:
     launchers.dilated_conv2d_grad_weight(a_map(512, dtype), a_map(256, dtype), 4)
-    for config, code in launches.compiled(arch, tiles):
+    for columns, code in compiled(launches, arch, tiles):
         assert_fits(code, arch)
         assert_on_tensor_cores(code, 80 if dtype == torch.float32 else arch, dtype)
         assert_copies_operands(code)
         assert not accesses(code, "ld")
-        assert config.kwargs["BLOCK_N"] == 256 or code.shared <= LEAST_SHARED_BYTES
+        assert columns == 256 or code.shared <= LEAST_SHARED_BYTES
 
 
 @every_arch
-def test_exact_products_of_float32(launches: Launches, arch: int) -> None:
+def test_exact_products_of_float32(launches: Any, arch: int) -> None:
     x, weight = a_map(512, torch.float32), a_weight(512, 512, torch.float32)
     with torch.backends.cudnn.flags(allow_tf32=False):
         launchers.dilated_conv2d(x, weight, None, 4, x, True)
-        ((_, forward),) = launches.compiled(arch)
+        ((_, forward),) = compiled(launches, arch)
         launchers.dilated_conv2d_grad_input(x, weight, 4)
-        ((_, grad_input),) = launches.compiled(arch)
+        ((_, grad_input),) = compiled(launches, arch)
         launchers.dilated_conv2d_grad_weight(x, x, 4)
-        ((_, grad_weight),) = launches.compiled(arch)
+        ((_, grad_weight),) = compiled(launches, arch)
     for code in (forward, grad_input, grad_weight):
         assert_fits(code, arch)
         assert_copies_operands(code)
         assert not products(code)
 
 
-def test_few_channels_keep_wide_accesses(launches: Launches) -> None:
+def test_few_channels_keep_wide_accesses(launches: Any) -> None:
     """Eight channels of 16 bits are 16 bytes, and Triton itself looks for multiples of 16."""
     x, grad = a_map(24, torch.float16), a_map(40, torch.float16)
     weight = a_weight(40, 24, torch.float16)
     launchers.dilated_conv2d(x, weight, None, 1, None, False)
-    for _, code in launches.compiled(90, 1):
+    for _, code in compiled(launches, 90, 1):
         assert_copies_operands(code)
     launchers.dilated_conv2d_grad_input(grad, weight, 1)
-    for _, code in launches.compiled(90, 1):
+    for _, code in compiled(launches, 90, 1):
         assert_copies_operands(code)
     launchers.dilated_conv2d_grad_weight(grad, x, 1)
-    for _, code in launches.compiled(90, 1):
+    for _, code in compiled(launches, 90, 1):
         assert_copies_operands(code)
 
 
@@ -206,18 +163,18 @@ def test_few_channels_keep_wide_accesses(launches: Launches) -> None:
     ids=["one", "int64"],
 )
 def test_compiles_for_sizes_of_other_types(
-    launches: Launches, size: tuple[int, int, int], channels: int, dilation: int
+    launches: Any, size: tuple[int, int, int], channels: int, dilation: int
 ) -> None:
     """Triton compiles a size of one as a constant, in whose arithmetic other rules hold, and has
     numbers from 2**31 on in 64 bits."""
     x, weight = a_map(channels, torch.float16, size), a_weight(channels, channels, torch.float16)
     bias = torch.empty(channels, dtype=torch.float16, device="meta")
     launchers.dilated_conv2d(x, weight, bias, dilation, x, True)
-    for _, code in launches.compiled(90, 1):
+    for _, code in compiled(launches, 90, 1):
         assert_fits(code, 90, MAX_STACK_BYTES_OF_RESIDUAL)
     launchers.dilated_conv2d_grad_input(x, weight, dilation)
-    for _, code in launches.compiled(90, 1):
+    for _, code in compiled(launches, 90, 1):
         assert_fits(code, 90)
     launchers.dilated_conv2d_grad_weight(x, x, dilation)
-    for _, code in launches.compiled(90, 1):
+    for _, code in compiled(launches, 90, 1):
         assert_fits(code, 90)

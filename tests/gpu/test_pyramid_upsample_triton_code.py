@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from triton import JITFunction
 
 from pspfast.kernels import pyramid_upsample
 
@@ -21,47 +19,15 @@ DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 MAX_SHARED_BYTES = 99 * 1024
 
 
-class Launches:
-    """In place of wrap_triton: notes kernels and arguments, and compiles instead of launching."""
-
-    def __init__(self, triton_code: Callable[..., Any]) -> None:
-        self.triton_code = triton_code
-        self.kernels: list[JITFunction] = []
-        self.args: list[dict[str, Any]] = []
-
-    def __call__(self, kernel: JITFunction) -> Launches:
-        self.kernels.append(kernel)
-        return self
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*args: Any, **constants: Any) -> None:
-            names = self.kernels[-1].arg_names
-            self.args.append(dict(zip(names, args, strict=False)) | constants)
-
-        return launch
-
-    def compiled(self, arch: int) -> Any:
-        """The code of the one kernel that was launched."""
-        (kernel,), (args,) = self.kernels, self.args
-        self.kernels, self.args = [], []
-        dtypes = {name: DTYPES[arg.dtype] for name, arg in args.items() if isinstance(arg, Tensor)}
-        numbers = {name: arg for name, arg in args.items() if name not in dtypes}
-        # Triton compiles a 1 as a constant.
-        constants = {n: arg for n, arg in numbers.items() if n.isupper() or arg == 1}
-        divisible = tuple(n for n, arg in numbers.items() if n not in constants and arg % 16 == 0)
-        return self.triton_code(kernel, arch, dtypes, constants, divisible)
-
-
-@pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch, triton_code: Callable[..., Any]) -> Launches:
-    launches = Launches(triton_code)
-    monkeypatch.setattr(pyramid_upsample, "wrap_triton", launches)
-    return launches
-
-
 def a_map(channels: int, width: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
     x = torch.empty(2, channels, 60, width, dtype=dtype, device="meta")
     return x.to(memory_format=torch.channels_last) if channels_last else x
+
+
+def the_code(launches: Any, arch: int) -> Any:
+    """Of the one kernel that was launched."""
+    (launch,) = launches.taken()
+    return launch.compiled(arch)
 
 
 def assert_fits(code: Any) -> None:
@@ -71,7 +37,7 @@ def assert_fits(code: Any) -> None:
 
 def accesses(code: Any, kind: str) -> set[str]:
     """Instructions on global memory: loads (ld), copies to shared memory (cp), or stores (st)."""
-    return set(re.findall(rf"{kind}\.(?:async\.\w+\.shared\.)?global[.\w]*", code.text))
+    return set(re.findall(rf"{kind}\.(?:async\.\w+\.shared\.)?global[.\w]*", code.ptx))
 
 
 def vector(width: int, dtype: torch.dtype, channels_last: bool) -> str:
@@ -92,14 +58,12 @@ every_layout = pytest.mark.parametrize(
 @every_arch
 @every_dtype
 @every_layout
-def test_add(
-    launches: Launches, width: int, channels_last: bool, dtype: torch.dtype, arch: int
-) -> None:
+def test_add(launches: Any, width: int, channels_last: bool, dtype: torch.dtype, arch: int) -> None:
     base = a_map(512, width, dtype, channels_last)
     mixed = torch.empty(2, BIN_COUNT, 3, 3, 512, device="meta")
     bias = torch.empty(512, dtype=dtype, device="meta")
     pyramid_upsample.pyramid_upsample_add_forward(base, mixed, bias, PYRAMID, True, True)
-    forward = launches.compiled(arch)
+    forward = the_code(launches, arch)
     assert_fits(forward)
     of_map = vector(width, dtype, channels_last)
     assert accesses(forward, "st") == {f"st.global.{of_map}"}
@@ -109,7 +73,7 @@ def test_add(
     assert not channels_last or loads == {"ld.global.v4.b32"}
 
     pyramid_upsample.pyramid_upsample_add_backward(base, PYRAMID, True, 3)
-    backward = launches.compiled(arch)
+    backward = the_code(launches, arch)
     assert_fits(backward)
     assert_copies_map(backward, of_map)
     assert accesses(backward, "st") == {"st.global.v4.b32"}
@@ -119,14 +83,14 @@ def test_add(
 @every_dtype
 @every_layout
 def test_concat(
-    launches: Launches, width: int, channels_last: bool, dtype: torch.dtype, arch: int
+    launches: Any, width: int, channels_last: bool, dtype: torch.dtype, arch: int
 ) -> None:
     x = a_map(2048, width, dtype, channels_last)
     priors = torch.empty(2, 512, BIN_COUNT, dtype=dtype, device="meta")
     if channels_last:
         priors = priors.transpose(1, 2).contiguous().transpose(1, 2)
     grad = pyramid_upsample.pyramid_concat_forward(x, priors, PYRAMID, True)
-    forward = launches.compiled(arch)
+    forward = the_code(launches, arch)
     assert_fits(forward)
     of_map = vector(width, dtype, channels_last)
     assert accesses(forward, "st") == {f"st.global.{of_map}"}
@@ -136,7 +100,7 @@ def test_concat(
     assert not channels_last or loads == {"ld.global.v4.b32"}
 
     pyramid_upsample.pyramid_concat_backward(grad, PYRAMID, True, 512)
-    backward = launches.compiled(arch)
+    backward = the_code(launches, arch)
     assert_fits(backward)
     assert_copies_map(backward, of_map)
     # A thread stores four channels.
@@ -152,16 +116,16 @@ def assert_copies_map(code: Any, of_map: str) -> None:
     assert accesses(code, "cp") == {f"cp.async.{level}.shared.global"}
 
 
-def test_compiles_where_every_size_is_one(launches: Launches) -> None:
+def test_compiles_where_every_size_is_one(launches: Any) -> None:
     """Triton compiles such sizes as constants, in whose arithmetic other rules hold."""
     one = torch.empty(1, 1, 1, 1, device="meta")
     pyramid_upsample.pyramid_upsample_add_forward(
         one, torch.empty(1, 1, 1, 1, 1, device="meta"), None, (1,), False, False
     )
-    assert_fits(launches.compiled(90))
+    assert_fits(the_code(launches, 90))
     pyramid_upsample.pyramid_upsample_add_backward(one, (1,), False, 1)
-    assert_fits(launches.compiled(90))
+    assert_fits(the_code(launches, 90))
     grad = pyramid_upsample.pyramid_concat_forward(one, one.flatten(2), (1,), False)
-    assert_fits(launches.compiled(90))
+    assert_fits(the_code(launches, 90))
     pyramid_upsample.pyramid_concat_backward(grad, (1,), False, 1)
-    assert_fits(launches.compiled(90))
+    assert_fits(the_code(launches, 90))

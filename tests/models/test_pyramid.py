@@ -6,7 +6,7 @@ from torch import Tensor, nn
 import pspfast
 from pspfast import PSPNet
 from pspfast.models import PyramidPooling
-from pspfast.models.pyramid import PyramidConv2d, PyramidHead, PyramidPriors
+from pspfast.models.pyramid import Head, PyramidConv2d, PyramidPriors
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -89,7 +89,7 @@ def test_hooks_on_level_convolutions_see_and_change_outputs() -> None:
     assert (out[:, -4:-2] != 0).any()
 
 
-class Head(nn.Module):
+class Network(nn.Module):
     """The pyramid and the first layers over it, where the concatenation is much larger than x."""
 
     def __init__(self, channels: int, bins: tuple[int, ...], align_corners: bool) -> None:
@@ -97,7 +97,7 @@ class Head(nn.Module):
         self.ppm = PyramidPriors(channels, channels, bins)
         in_channels = channels * (1 + len(bins))
         conv = PyramidConv2d(in_channels, channels, 3, bins, align_corners)
-        self.cls = PyramidHead(conv, nn.BatchNorm2d(channels), nn.ReLU())
+        self.cls = Head(conv, nn.BatchNorm2d(channels), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cls(x, self.ppm(x))
@@ -114,13 +114,13 @@ class Head(nn.Module):
 def test_head_equals_convolution_of_the_concatenation(
     bins: tuple[int, ...], align_corners: bool, memory_format: torch.memory_format
 ) -> None:
-    head = Head(8, bins, align_corners).double().to(memory_format=memory_format)
+    head = Network(8, bins, align_corners).double().to(memory_format=memory_format)
     x = torch.randn(2, 8, 13, 10, dtype=torch.float64).contiguous(memory_format=memory_format)
     torch.testing.assert_close(head(x), head.by_way_of_the_concatenation(x))
 
 
 def test_head_under_autocast_and_compiled() -> None:
-    head = Head(8, (1, 2, 3, 6), True)
+    head = Network(8, (1, 2, 3, 6), True)
     x = torch.randn(2, 8, 13, 10)
     with torch.autocast("cpu", torch.bfloat16):
         assert head(x).dtype == torch.bfloat16
@@ -145,7 +145,7 @@ def largest_allocation(head: Head, x: Tensor) -> int:
 def test_training_step_makes_nothing_of_the_size_of_the_upsampled_levels(
     memory_format: torch.memory_format,
 ) -> None:
-    head = Head(16, (1, 2, 3, 6), True).to(memory_format=memory_format)
+    head = Network(16, (1, 2, 3, 6), True).to(memory_format=memory_format)
     x = torch.randn(2, 16, 41, 45).contiguous(memory_format=memory_format).requires_grad_()
     levels = 4 * 4 * x.numel()  # of bytes: L R = 4 C
     assert largest_allocation(head, x) < levels // 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from pspfast import PSPNet
-from pspfast.models import recompute
+from pspfast.models import pspnet
 from pspfast.models.recompute import norm, norm_relu, recompute_normalized_maps
 
 
@@ -21,16 +21,20 @@ def make_layers(channels: int = 5) -> tuple[nn.BatchNorm2d, nn.ReLU, nn.Conv2d]:
     return bn, nn.ReLU(inplace=True), nn.Conv2d(channels, 3, 1)
 
 
+def block(z: Tensor, bn: nn.Module, relu: nn.Module, then: nn.Module) -> Tensor:
+    """One of one layer with a residual connection, on top of another one."""
+    first, residual = norm_relu(z, bn, relu), norm(z, bn)
+    return then(norm_relu(first * 2, bn, relu, residual))
+
+
+def recomputed(*args: Any) -> Tensor:
+    with recompute_normalized_maps():
+        return block(*args)
+
+
 def plainly(z: Tensor, bn: nn.Module, relu: nn.Module, then: nn.Module) -> Tensor:
-    """A block of one layer with a residual connection, on top of another one."""
     first, residual = relu(bn(z)), bn(z)
     return then(relu(bn(first * 2) + residual))
-
-
-def recomputed(z: Tensor, bn: nn.Module, relu: nn.Module, then: nn.Module) -> Tensor:
-    with recompute_normalized_maps():
-        first, residual = norm_relu(z, bn, relu), norm(z, bn)
-        return then(norm_relu(first * 2, bn, relu, residual))
 
 
 def gradients(function: Callable[..., Tensor], layers: tuple[Any, ...], z: Tensor) -> list[Tensor]:
@@ -43,17 +47,34 @@ def gradients(function: Callable[..., Tensor], layers: tuple[Any, ...], z: Tenso
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_gradients_are_the_same_bits(
+def test_gradients_are_the_same_bits_as_of_kept_maps(
     memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
     layers, z = make_layers(), torch.randn(2, 5, 9, 7).contiguous(memory_format=memory_format)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        ours, eager = gradients(recomputed, layers, z), gradients(plainly, layers, z)
-    assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
+        ours, kept = gradients(recomputed, layers, z), gradients(block, layers, z)
+    assert all(torch.equal(a, b) for a, b in zip(ours, kept, strict=True))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_are_those_of_modules(memory_format: torch.memory_format) -> None:
+    layers, z = make_layers(), torch.randn(2, 5, 9, 7).contiguous(memory_format=memory_format)
+    ours, eager = gradients(recomputed, layers, z), gradients(plainly, layers, z)
+    torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+    # The number of batches, running mean and variance.
+    bn = copy.deepcopy(layers[0])
+    norm(z, bn)
+    torch.testing.assert_close(bn.state_dict(), after(layers[0], z))
+
+
+def after(bn: nn.BatchNorm2d, z: Tensor) -> dict[str, Tensor]:
+    bn = copy.deepcopy(bn)
+    bn(z)
+    return bn.state_dict()
 
 
 @pytest.mark.parametrize("layers", [18, 50])
-def test_gradients_of_the_network_are_the_same_bits(
+def test_gradients_of_the_network_are_the_same_bits_as_of_kept_maps(
     layers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = PSPNet(layers, classes=4, dropout=0.0)
@@ -66,7 +87,7 @@ def test_gradients_of_the_network_are_the_same_bits(
         return [main_loss, *(p.grad for p in copied.parameters()), *copied.buffers()]
 
     ours = run()
-    monkeypatch.setattr(recompute, "_is_recomputed", lambda *_: False)
+    monkeypatch.setattr(pspnet, "recompute_normalized_maps", contextlib.nullcontext)
     assert all(torch.equal(a, b) for a, b in zip(ours, run(), strict=True))
 
 
@@ -165,7 +186,7 @@ def test_hooks_around_the_network_get_what_is_saved() -> None:
         return tensor
 
     counts = []
-    for function in (plainly, recomputed):
+    for function in (block, recomputed):
         packed.clear()
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             function(z, *layers)

@@ -4,9 +4,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_tester import OpTester
+from op_tester import OpTester, moved, with_reference
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -75,7 +75,9 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return ((got.double() - expected).norm() / expected.norm()).item()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     size=st.tuples(*[st.integers(1, 40)] * 2),
     channels=st.tuples(*[st.integers(1, 70)] * 2),
@@ -84,6 +86,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     channels_last=st.booleans(),
 )
 def test_any_size(
+    device: torch.device,
     size: tuple[int, int],
     channels: tuple[int, int],
     batch: int,
@@ -91,7 +94,8 @@ def test_any_size(
     channels_last: bool,
 ) -> None:
     in_, out = channels
-    x, weight = torch.randn(batch, in_, *size), torch.randn(out, in_, 3, 3)
+    x = torch.randn(batch, in_, *size).to(device)
+    weight = torch.randn(out, in_, 3, 3).to(device)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     leaves = [x.requires_grad_(), weight.requires_grad_()]
@@ -110,10 +114,12 @@ def test_any_size(
 
 
 @pytest.mark.parametrize("channels", [(530, 130), (130, 530), (530, 520)])
-def test_more_channels_than_are_transformed_at_a_time(channels: tuple[int, int]) -> None:
+def test_more_channels_than_are_transformed_at_a_time(
+    channels: tuple[int, int], device: torch.device
+) -> None:
     """On phases of whole tiles, and of one position more."""
     in_, out = channels
-    leaves = [torch.randn(1, in_, 33, 17), torch.randn(out, in_, 3, 3)]
+    leaves = [torch.randn(1, in_, 33, 17).to(device), torch.randn(out, in_, 3, 3).to(device)]
     exact = [leaf.double().requires_grad_() for leaf in leaves]
     ours = dilated_conv2d(*(leaf.requires_grad_() for leaf in leaves), dilation=2)
     expected = F.conv2d(*exact, padding=2, dilation=2)
@@ -149,11 +155,11 @@ def test_results_do_not_depend_on_the_number_of_threads(channels: tuple[int, int
         assert all(torch.equal(one, other) for other in others)
 
 
-def test_relu() -> None:
+def test_relu(device: torch.device) -> None:
     """Gradients pass where the result is positive: its own sign counts, not that of an oracle that
     rounds otherwise."""
     tensors, _ = case(1, 16, 17, 20, 18)
-    leaves = [torch.randn(shape, requires_grad=True) for shape in tensors]
+    leaves = [torch.randn(shape).to(device).requires_grad_() for shape in tensors]
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     x, weight, bias, residual = leaves
     ours = dilated_conv2d(x, weight, bias, residual=residual, relu=True)
@@ -169,9 +175,9 @@ def test_relu() -> None:
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 2, 3])
-def test_any_gradient_alone(wanted: int) -> None:
+def test_any_gradient_alone(wanted: int, device: torch.device) -> None:
     tensors, _ = case(1, 16, 17, 20, 18)
-    inputs = [torch.randn(shape) for shape in tensors]
+    inputs = [torch.randn(shape).to(device) for shape in tensors]
     leaf = inputs[wanted].requires_grad_()
     x, weight, bias, residual = inputs
     ours = dilated_conv2d(x, weight, bias, residual=residual)
@@ -204,10 +210,10 @@ def test_contracts_of_the_ops_behind_it() -> None:
         torch.library.opcheck(OPS.winograd_conv2d, (x, transformed, 33, None, 2, None, False))
 
 
-def test_nan_is_not_hidden_by_relu() -> None:
-    x = torch.zeros(1, 16, 20, 20)
+def test_nan_is_not_hidden_by_relu(device: torch.device) -> None:
+    x = torch.zeros(1, 16, 20, 20, device=device)
     x[0, 3, 10, 10] = float("nan")
-    out = dilated_conv2d(x, torch.ones(16, 16, 3, 3), relu=True)
+    out = dilated_conv2d(x, torch.ones(16, 16, 3, 3, device=device), relu=True)
     assert out[0, :, 9:12, 9:12].isnan().all()
 
 
@@ -228,13 +234,13 @@ BAD_INPUTS = [
 ]
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@with_reference
 @pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: bad[2][:20])
-def test_errors(backend: str, bad: tuple[Any, ...]) -> None:
+def test_errors(device: torch.device, bad: tuple[Any, ...]) -> None:
     changed, error, message = bad
     arguments = {"x": X, "weight": WEIGHT} | changed
-    with pspfast.backend(backend), pytest.raises(error, match=f"^dilated_conv2d: {message}"):
-        dilated_conv2d(**arguments)
+    with pytest.raises(error, match=f"^dilated_conv2d: {message}"):
+        dilated_conv2d(**moved(arguments, device))
 
 
 def test_errors_of_the_ops_behind_it() -> None:

@@ -3,12 +3,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_tester import OpTester
+from op_tester import OpTester, assert_close, exact_dtype, with_reference
 from torch import Tensor
 
-import pspfast
 from pspfast.ops import pyramid_concat
 
 BINS = (1, 2, 3, 6)
@@ -50,7 +49,9 @@ class TestPyramidConcat(OpTester):
         return oracle(*args)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     size=st.tuples(*[st.integers(1, 40)] * 2),
     bins=st.lists(st.integers(1, 12), min_size=1, max_size=5),
@@ -59,28 +60,31 @@ class TestPyramidConcat(OpTester):
     channels_last=st.booleans(),
 )
 def test_any_size_and_any_bins(
+    device: torch.device,
     size: tuple[int, int],
     bins: list[int],
     channels: tuple[int, int],
     align_corners: bool,
     channels_last: bool,
 ) -> None:
-    x = torch.randn(2, channels[0], *size, dtype=torch.float64)
+    dtype = exact_dtype(device)
+    x = torch.randn(2, channels[0], *size).to(device, dtype)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    priors = torch.randn(2, channels[1], sum(b * b for b in bins), dtype=torch.float64)
+    priors = torch.randn(2, channels[1], sum(b * b for b in bins)).to(device, dtype)
     inputs = x.requires_grad_(), priors.requires_grad_()
     ours = pyramid_concat(x, priors, bins, align_corners)
     expected = oracle(x, priors, tuple(bins), align_corners)
-    torch.testing.assert_close(ours, expected)
+    assert_close(ours, expected)
     grad = torch.randn_like(expected)
-    torch.testing.assert_close(
+    assert_close(
         torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(expected, inputs, grad)
     )
 
 
-def test_no_channels_of_priors() -> None:
-    x, priors = torch.randn(2, 3, 8, 8), torch.zeros(2, 0, 50, requires_grad=True)
+def test_no_channels_of_priors(device: torch.device) -> None:
+    x = torch.randn(2, 3, 8, 8, device=device)
+    priors = torch.zeros(2, 0, 50, device=device, requires_grad=True)
     got = pyramid_concat(x.requires_grad_(), priors, BINS)
     assert torch.equal(got, x)
     got.sum().backward()
@@ -88,20 +92,20 @@ def test_no_channels_of_priors() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["x", "priors"])
-def test_either_gradient_alone(frozen: str) -> None:
-    x = torch.randn(2, 3, 7, 5, requires_grad=frozen != "x")
-    priors = torch.randn(2, 4, 50, requires_grad=frozen != "priors")
+def test_either_gradient_alone(frozen: str, device: torch.device) -> None:
+    x = torch.randn(2, 3, 7, 5, device=device, requires_grad=frozen != "x")
+    priors = torch.randn(2, 4, 50, device=device, requires_grad=frozen != "priors")
     wanted = priors if frozen == "x" else x
-    grad = torch.randn(2, 19, 7, 5)
-    torch.testing.assert_close(
+    grad = torch.randn(2, 19, 7, 5, device=device)
+    assert_close(
         torch.autograd.grad(pyramid_concat(x, priors, BINS), wanted, grad),
         torch.autograd.grad(oracle(x, priors, BINS, True), wanted, grad),
     )
 
 
-def test_autocast_takes_the_wider_dtype() -> None:
-    x, priors = torch.randn(1, 2, 5, 5), torch.randn(1, 2, 5, dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
+def test_autocast_takes_the_wider_dtype(device: torch.device) -> None:
+    x, priors = torch.randn(1, 2, 5, 5).to(device), torch.randn(1, 2, 5).bfloat16().to(device)
+    with torch.autocast(device.type, torch.bfloat16):
         got = pyramid_concat(x, priors, (1, 2))
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, oracle(x, priors.float(), (1, 2), True))
@@ -120,12 +124,12 @@ BAD_INPUTS = [
 ]
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@with_reference
 @pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: bad[4][:20])
-def test_errors(backend: str, bad: tuple[Any, ...]) -> None:
+def test_errors(device: torch.device, bad: tuple[Any, ...]) -> None:
     x, priors, bins, error, message = bad
-    with pspfast.backend(backend), pytest.raises(error, match=f"^pyramid_concat: {message}"):
-        pyramid_concat(x, priors, bins)
+    with pytest.raises(error, match=f"^pyramid_concat: {message}"):
+        pyramid_concat(x.to(device), priors.to(device), bins)
 
 
 def test_backward_errors() -> None:

@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_tester import OpTester
+from op_tester import OpTester, assert_close, exact_dtype, with_reference
 from torch import Tensor
 
-import pspfast
 from pspfast.ops import pyramid_pool
 
 BINS = (1, 2, 3, 6)
@@ -48,7 +47,9 @@ class TestPyramidPool(OpTester):
         return oracle(*args)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     size=st.tuples(*[st.integers(1, 40)] * 2),
     bins=st.lists(st.integers(1, 12), min_size=1, max_size=5),
@@ -56,30 +57,32 @@ class TestPyramidPool(OpTester):
     channels_last=st.booleans(),
 )
 def test_any_size_and_any_bins(
-    size: tuple[int, int], bins: list[int], channels: int, channels_last: bool
+    device: torch.device,
+    size: tuple[int, int],
+    bins: list[int],
+    channels: int,
+    channels_last: bool,
 ) -> None:
-    x = torch.randn(2, channels, *size, dtype=torch.float64)
+    x = torch.randn(2, channels, *size).to(device, exact_dtype(device))
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
     ours, expected = pyramid_pool(x, bins), oracle(x, tuple(bins))
-    torch.testing.assert_close(ours, expected)
+    assert_close(ours, expected)
     grad = torch.randn_like(expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, x, grad), torch.autograd.grad(expected, x, grad)
-    )
+    assert_close(torch.autograd.grad(ours, x, grad), torch.autograd.grad(expected, x, grad))
 
 
-def test_no_channels() -> None:
-    x = torch.zeros(2, 0, 8, 8, requires_grad=True)
+def test_no_channels(device: torch.device) -> None:
+    x = torch.zeros(2, 0, 8, 8, device=device, requires_grad=True)
     pooled = pyramid_pool(x, BINS)
     assert pooled.shape == (2, 0, 50)
     pooled.sum().backward()
     assert x.grad.shape == x.shape
 
 
-def test_pooled_order_in_memory_follows_the_map() -> None:
-    x = torch.randn(2, 3, 8, 8)
+def test_pooled_order_in_memory_follows_the_map(device: torch.device) -> None:
+    x = torch.randn(2, 3, 8, 8, device=device)
     assert pyramid_pool(x, BINS).stride() == (150, 50, 1)
     x = x.contiguous(memory_format=torch.channels_last)
     assert pyramid_pool(x, BINS).stride() == (150, 1, 3)
@@ -104,13 +107,17 @@ BAD_INPUTS = [
 ]
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@with_reference
 @pytest.mark.parametrize(("x", "bins", "error", "message"), BAD_INPUTS, ids=lambda v: str(v)[:20])
 def test_errors(
-    backend: str, x: Tensor, bins: tuple[int, ...], error: type[Exception], message: str
+    device: torch.device,
+    x: Tensor,
+    bins: tuple[int, ...],
+    error: type[Exception],
+    message: str,
 ) -> None:
-    with pspfast.backend(backend), pytest.raises(error, match=f"^pyramid_pool: {message}"):
-        pyramid_pool(x, bins)
+    with pytest.raises(error, match=f"^pyramid_pool: {message}"):
+        pyramid_pool(x.to(device), bins)
 
 
 def test_backward_errors() -> None:

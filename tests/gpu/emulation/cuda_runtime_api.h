@@ -17,8 +17,12 @@
 #define __launch_bounds__(...)
 #define PSPFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   emulation::launch([&] { kernel(__VA_ARGS__); }, grid, block, shared_bytes, stream)
+#ifdef EMULATION_LAST_BLOCK
+#define PSPFAST_MAX_GRID_X 0x7fffffff
+#else
 // So small that the loops over a grid which real sizes never enter run too.
 #define PSPFAST_MAX_GRID_X 3
+#endif
 #define PSPFAST_SHARED(name) unsigned char* const name = emulation::shared_memory()
 
 struct alignas(16) uint4 {

@@ -31,6 +31,10 @@ __global__ void sum_warps(const float* in, float* out) {
   if (threadIdx.x % 32 == 0) out[threadIdx.x / 32] = sum;
 }
 
+__global__ void copy_all_but(const float* in, float* out, int skipped) {
+  if (static_cast<int>(threadIdx.x) != skipped) out[threadIdx.x] = in[threadIdx.x];
+}
+
 bool is_reversed(const float* out) {
   for (int i = 0; i < kThreads; ++i) {
     if (out[i] != kThreads - 1 - i) return false;
@@ -39,6 +43,12 @@ bool is_reversed(const float* out) {
 }
 
 }  // namespace
+
+// [kThreads]; writes all elements of `out` but one.
+extern "C" int copy_all_but_one(const float* in, float* out, int skipped) {
+  PSPFAST_LAUNCH(copy_all_but, 1, kThreads, 0, nullptr, in, out, skipped);
+  return cudaGetLastError();
+}
 
 int main(int, char** arguments) {
   const std::string mode = arguments[1];
@@ -63,6 +73,9 @@ int main(int, char** arguments) {
     return cudaGetLastError() == cudaErrorLaunchFailure ? 0 : 1;
   } else if (mode == "grid_too_large") {
     PSPFAST_LAUNCH(wait_for_each_other, dim3(1, 65536), kThreads, 0, nullptr);
+    return cudaGetLastError() == cudaErrorInvalidConfiguration ? 0 : 1;
+  } else if (mode == "empty_grid") {
+    PSPFAST_LAUNCH(wait_for_each_other, 0, kThreads, 0, nullptr);
     return cudaGetLastError() == cudaErrorInvalidConfiguration ? 0 : 1;
   }
   return 0;

@@ -40,6 +40,12 @@ namespace emulation {
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kMaxThreads = 1024;
 constexpr std::size_t kStackBytes = 128 * 1024;
+// Of blocks along x only the last runs, with EMULATION_LAST_BLOCK: work on tensors too large to be gone through.
+#ifdef EMULATION_LAST_BLOCK
+constexpr bool kLastBlock = true;
+#else
+constexpr bool kLastBlock = false;
+#endif
 
 // The scheduler's own state, of which thread sanitizer must see neither the accesses nor an order that they make.
 #define EMULATION_HIDDEN __attribute__((no_sanitize("thread"), noinline))
@@ -205,7 +211,7 @@ inline void launch(std::function<void()> kernel, dim3 grid, dim3 block, std::siz
   unsigned index = 0;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x, ++index) {
+      for (unsigned x = kLastBlock ? grid.x - 1 : 0; x < grid.x; ++x, ++index) {
         state.block_index = {x, y, z};
         std::memset(state.shared.get(), 0xff, shared_bytes);  // NaN in every floating-point type
         if (!run_block(index % 2 == 1)) {

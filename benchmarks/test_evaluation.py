@@ -1,0 +1,90 @@
+"""semseg's evaluation, windows at six scales with mirror images, of CamVid at half its size."""
+
+import os
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import pspfast
+from benchmarks.semseg_evaluation import SemsegPSPNet18, evaluate
+from pspfast.data import (
+    EvalTransform,
+    SegmentationDataset,
+    TrainTransform,
+    list_file_samples,
+    read_image,
+)
+from pspfast.engine.protocols import Semseg
+from pspfast.engine.windows import semseg_stride
+
+CLASSES, SCALES = 11, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+# 15 windows an image: at twice both sizes a round takes four times as long, and there are 16.
+BASE_SIZE, CROP = 240, 241
+# A round is an image, and takes the peer seconds; the model that is trained before warms up.
+IMAGES, WARMUP_ROUNDS = 20, 0
+
+
+@pytest.fixture(scope="module")
+def camvid() -> Path:
+    folder = Path(
+        os.environ.get("PSPFAST_CAMVID", Path(__file__).parents[2] / "shared/data/camvid")
+    )
+    if not folder.is_dir():
+        pytest.skip("CamVid is not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(camvid, device) -> pspfast.PSPNet:
+    """Trained for an epoch: with random weights hardly any pixel would be decided."""
+    torch.manual_seed(0)
+    model = pspfast.PSPNet(18, classes=CLASSES, stem="7x7").to(device)
+    transform = TrainTransform((121, 161), scale=(0.25, 0.75), blur=0)
+    train = SegmentationDataset(list_file_samples(camvid / "train.txt"), transform)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    for images, labels in DataLoader(train, batch_size=8, shuffle=True, drop_last=True):
+        _, main_loss, aux_loss = model(images.to(device), labels.to(device))
+        optimizer.zero_grad()
+        (main_loss + 0.4 * aux_loss).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_semseg_protocol(compare, record_row, camvid, model, device) -> None:
+    files = [image for image, _ in list_file_samples(camvid / "val.txt")[::5][:IMAGES]]
+    assert len(files) == IMAGES
+    transform = EvalTransform()
+    crop = (CROP, CROP)
+    protocol = Semseg(
+        model=pspfast.optimize_for_inference(model),
+        scales=SCALES,
+        flip=True,
+        base_size=BASE_SIZE,
+        crop=crop,
+        stride=semseg_stride(crop),
+        window_batch=8,
+    )
+    semseg: nn.Module = SemsegPSPNet18(model.state_dict()).to(device)
+    labels: dict[str, list[Tensor]] = {"ours": [], "semseg": []}
+    mine, theirs = cycle(files), cycle(files)
+
+    def ours() -> None:
+        image = transform(read_image(next(mine))).to(device)
+        labels["ours"].append(protocol.predict(image[None])[0].cpu())
+
+    def peer() -> None:
+        image = read_image(next(theirs)).permute(1, 2, 0).float().numpy()
+        predicted = evaluate(semseg, image, CLASSES, CROP, BASE_SIZE, SCALES)
+        labels["semseg"].append(torch.from_numpy(predicted))
+
+    compare(ours, {"semseg": peer}, IMAGES, WARMUP_ROUNDS)
+    got, expected = (torch.stack(of_images) for of_images in labels.values())
+    same = (got == expected).double().mean().item()
+    assert len(got) == IMAGES
+    assert expected.unique().numel() > CLASSES // 2
+    assert same >= 0.999
+    record_row(f"same labels as semseg's for {100 * same:.4f} % of the pixels of {IMAGES} images")

@@ -1,0 +1,43 @@
+// batch_norm_relu: what the CPU kernels are given. No torch header.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace pspfast {
+
+// Maps are channels_last, so a matrix [pixels, channels] of `dtype`. Everything else is [channels], in float, for
+// float64 maps in double.
+struct BatchNormReluParams {
+  int64_t pixels, channels;
+  DType dtype;
+  bool relu;
+  double eps;
+};
+
+// out = relu((z - mean) * scale + bias + residual) with scale = weight / sqrt(var + eps).
+struct BatchNormReluInputs {
+  const void* z;
+  const void* residual;  // or null
+  const void* mean;
+  const void* scale;
+  const void* bias;
+};
+
+struct BatchNormReluGradients {
+  void* z;
+  void* residual;  // null if there is none
+  void* scale;     // sum over pixels of g * (z - mean), g the gradient behind the ReLU
+  void* bias;      // sum of g
+};
+
+namespace cpu {
+// Mean and biased variance over all pixels.
+void batch_norm_statistics(const BatchNormReluParams& params, const void* z, void* mean, void* var);
+void batch_norm_relu(const BatchNormReluParams& params, const BatchNormReluInputs& in, void* out);
+void batch_norm_relu_backward(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* var,
+                              const void* grad, const BatchNormReluGradients& grads);
+}  // namespace cpu
+
+}  // namespace pspfast

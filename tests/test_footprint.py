@@ -1,0 +1,96 @@
+"""What is counted is right, and PSPNet50 costs a GPU no more than it should."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks import footprint
+from benchmarks.operator_costs import Cost, Footprint
+from benchmarks.roofline import least_seconds
+from pspfast.ops import batch_norm_relu, dilated_conv2d, pyramid_conv2d
+
+FLOAT = 4
+
+
+def test_bytes_launches_and_memory() -> None:
+    with FakeTensorMode():
+        x = torch.empty(10, 100)
+        with Footprint([x]) as counted:
+            y = x.t().contiguous()  # The view is free.
+            torch.empty(1000)  # And gone.
+            y.add_(1)
+            del y
+            z = x[:, :50] * 2
+    assert counted.costs["clone"] == [Cost(1, 0, 2 * 1000 * FLOAT)]
+    assert counted.costs["add_"] == [Cost(1, 0, 2 * 1000 * FLOAT)]
+    assert counted.costs["mul"] == [Cost(1, 0, 2 * 500 * FLOAT)]
+    assert counted.total.launches == 3
+    assert counted.peak_bytes == (1000 + 1000 + 1000) * FLOAT
+    assert counted.live_bytes == (x.numel() + z.numel()) * FLOAT
+
+
+def flops(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> int:
+    with footprint.on_an_imagined_gpu():
+        tensors = [torch.empty(shape, requires_grad=True) for shape in shapes]
+        with Footprint(tensors) as counted:
+            function(*tensors).sum().backward()
+    return counted.total.flops
+
+
+def test_dilated_convolution_has_the_flops_of_the_direct_one() -> None:
+    shapes = (2, 8, 13, 11), (16, 8, 3, 3)
+    ours = flops(lambda x, w: dilated_conv2d(x, w, dilation=2), *shapes)
+    assert ours == flops(lambda x, w: F.conv2d(x, w, padding=2, dilation=2), *shapes)
+    assert ours == 3 * 2 * 2 * 13 * 11 * 8 * 16 * 9
+
+
+def test_pyramid_convolution_has_half_the_flops() -> None:
+    shapes = (1, 64, 60, 60), (1, 16, 50), (32, 128, 3, 3)
+    ours = flops(lambda x, p, w: pyramid_conv2d(x, p, w, (1, 2, 3, 6)), *shapes)
+    eager = flops(lambda x, w: F.conv2d(x, w, padding=1), (1, 128, 60, 60), shapes[2])
+    assert 0.5 < ours / eager < 0.65
+
+
+def test_batch_norm_relu_reads_and_writes_a_map_once() -> None:
+    with footprint.on_an_imagined_gpu():
+        x = torch.empty(2, 16, 10, 10).contiguous(memory_format=torch.channels_last)
+        weight = torch.empty(16)
+        with Footprint([x]) as counted:
+            batch_norm_relu(x, None, None, weight, weight)
+    (cost,) = counted.costs["batch_norm_relu"]
+    # x, the result; weight, which is the bias too; mean and variance.
+    assert cost.bytes == (2 * 3200 + 16 + 2 * 16) * FLOAT
+
+
+def test_least_time_is_of_arithmetic_or_of_memory() -> None:
+    costs = [Cost(1, flops=100, bytes=10), Cost(1, flops=10, bytes=100)]
+    assert least_seconds(costs, flops_per_second=10, bandwidth=20) == 10 + 5
+
+
+@pytest.mark.parametrize(
+    ("task", "flops", "moved", "peak"),
+    [
+        ("inference, 1 image", 0.80, 0.40, 0.80),
+        ("inference, 16 images", 0.80, 0.40, 0.60),
+        ("training step, 16 images", 0.81, 0.78, 0.60),
+    ],
+)
+def test_ours_over_eager(task: str, flops: float, moved: float, peak: float) -> None:
+    ours, eager = footprint.count(task, "ours"), footprint.count(task, "eager")
+    by = footprint.ratios(ours, eager)
+    assert by["FLOPs"] <= flops
+    assert by["bytes"] <= moved
+    assert by["peak memory"] <= peak
+
+
+def test_eager_is_what_is_known_of_it() -> None:
+    """Of a step of 16 images 16.4 TFLOP and 24 GiB, of an image 0.324 TFLOP."""
+    step = footprint.count("training step, 16 images", "eager")
+    assert step.total.flops == pytest.approx(16.4e12, rel=0.01)
+    assert step.peak_bytes == pytest.approx(24 * 2**30, rel=0.02)
+    image = footprint.count("inference, 1 image", "eager")
+    assert image.total.flops == pytest.approx(0.324e12, rel=0.01)
