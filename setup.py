@@ -121,7 +121,11 @@ print(
 setup(
     packages=[*find_packages(include=["pspfast", "pspfast.*"]), "pspfast.kernels"],
     package_dir={"pspfast.kernels": "kernels"},
-    package_data={"pspfast": ["py.typed"]},
+    package_data={
+        "pspfast": ["py.typed"],
+        "pspfast.data": ["*.yaml"],
+        "pspfast.recipes": ["*.yaml"],
+    },
     install_requires=[
         f"torch=={torch_minor}.*",
         "numpy",

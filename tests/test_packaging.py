@@ -30,18 +30,40 @@ def test_installs_one_top_level_package() -> None:
     assert tops == {"pspfast", f"pspfast-{importlib.metadata.version('pspfast')}.dist-info"}
     assert "pspfast/kernels/pyramid_pool.py" in files
     assert "pspfast/py.typed" in files
+    assert "pspfast/recipes/ade20k-r50.yaml" in files
 
 
-def test_source_distribution_holds_all_sources(tmp_path: Path) -> None:
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split()
-    if not tracked:
+@pytest.fixture
+def tracked() -> list[str]:
+    """The files of the checkout."""
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    if not files:
         pytest.skip("not a git checkout")
-    source = tmp_path / "source"
+    return files.split()
+
+
+@pytest.fixture
+def source(tracked: list[str], tmp_path: Path) -> Path:
+    """A copy of the checkout, for what a build leaves behind."""
+    folder = tmp_path / "source"
     for file in tracked:
-        (source / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, source / file)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
+    return folder
+
+
+def test_installation_holds_the_data_files(
+    tracked: list[str], source: Path, tmp_path: Path
+) -> None:
+    setup(source, "build_py", "--build-lib", str(tmp_path / "built"), PSPFAST_BUILD="cpu")
+    wanted = {file for file in tracked if file.startswith("pspfast/")}
+    assert {"pspfast/recipes/camvid-r18.yaml", "pspfast/data/ade20k.yaml"} <= wanted
+    assert all((tmp_path / "built" / file).is_file() for file in wanted)
+
+
+def test_source_distribution_holds_all_sources(
+    tracked: list[str], source: Path, tmp_path: Path
+) -> None:
     # A build without CUDA must ship the CUDA sources all the same.
     setup(source, "sdist", "--dist-dir", str(tmp_path), PSPFAST_BUILD="cpu")
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:

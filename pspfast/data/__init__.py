@@ -9,14 +9,18 @@ from pspfast.data.datasets import (
     read_image,
     read_label,
 )
+from pspfast.data.labels import LABEL_IDS, LabelIds
 from pspfast.data.scenes import SceneDataset
+from pspfast.data.sources import published_samples
 from pspfast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
 
 __all__ = [
     "CLASSES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "LABEL_IDS",
     "EvalTransform",
+    "LabelIds",
     "SceneDataset",
     "SegmentationDataset",
     "Taxonomy",
@@ -26,6 +30,7 @@ __all__ = [
     "folder_samples",
     "list_file_samples",
     "overlay",
+    "published_samples",
     "read_image",
     "read_label",
 ]

@@ -9,15 +9,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from pspfast.data.datasets import Sample, read_image, read_label
+from pspfast.data.labels import LABEL_IDS, MAX_LISTED, LabelIds, list_ids
 
-MAX_LISTED = 10
 # Pillow's conversion to RGB clips these instead of scaling them.
 DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L"}
 EXIF_ORIENTATION = 0x0112
 
 
 def check_samples(
-    samples: Sequence[Sample], num_classes: int, ignore_index: int = 255, progress: bool = False
+    samples: Sequence[Sample],
+    num_classes: int,
+    ignore_index: int = 255,
+    progress: bool = False,
+    label_ids: LabelIds | None = None,
 ) -> None:
     """Decode every image and label map and check that they can be trained on.
 
@@ -26,6 +30,7 @@ def check_samples(
         num_classes: K; valid ids are 0 to K-1 and `ignore_index`.
         ignore_index: id of pixels that are not to be learnt.
         progress: show a progress bar.
+        label_ids: what the ids in the label files mean; `None` where they are class ids.
 
     Raises:
         FileNotFoundError: files are missing, and nothing else is wrong.
@@ -37,7 +42,9 @@ def check_samples(
     problems: list[Exception] = []
     # Threads: decoders work outside of Python's lock.
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda sample: _problem(sample, num_classes, ignore_index), samples)
+        found = pool.map(
+            lambda sample: _problem(sample, num_classes, ignore_index, label_ids), samples
+        )
         shown: Iterable[Exception | None] = tqdm(
             found, "checking files", len(samples), disable=not progress, leave=False
         )
@@ -52,9 +59,11 @@ def check_samples(
     raise (FileNotFoundError if missing else ValueError)("\n".join(lines))
 
 
-def _problem(sample: Sample, num_classes: int, ignore_index: int) -> Exception | None:
+def _problem(
+    sample: Sample, num_classes: int, ignore_index: int, label_ids: LabelIds | None
+) -> Exception | None:
     try:
-        _check_sample(sample, num_classes, ignore_index)
+        _check_sample(sample, num_classes, ignore_index, label_ids)
     except FileNotFoundError as error:
         return FileNotFoundError(f"{error.filename}: no such file")
     except ValueError as error:
@@ -62,7 +71,9 @@ def _problem(sample: Sample, num_classes: int, ignore_index: int) -> Exception |
     return None
 
 
-def _check_sample(sample: Sample, num_classes: int, ignore_index: int) -> None:
+def _check_sample(
+    sample: Sample, num_classes: int, ignore_index: int, label_ids: LabelIds | None
+) -> None:
     image_path, label_path = sample
     image = read_image(image_path)
     with Image.open(image_path) as header:
@@ -71,7 +82,7 @@ def _check_sample(sample: Sample, num_classes: int, ignore_index: int) -> None:
         raise ValueError(f"{image_path}: the image has mode {mode}; convert it to 8 bits a channel")
     if label_path is None:
         return
-    label = read_label(label_path)
+    label = read_label(label_path, label_ids)
     if image.shape[-2:] != label.shape:
         turned = f" (as its EXIF orientation {orientation} says)" if orientation != 1 else ""
         raise ValueError(
@@ -81,11 +92,18 @@ def _check_sample(sample: Sample, num_classes: int, ignore_index: int) -> None:
     present = np.flatnonzero(np.bincount(label.numpy().ravel(), minlength=256))
     wrong = [int(i) for i in present if i >= num_classes and i != ignore_index]
     if wrong:
-        ids = ", ".join(map(str, wrong[:MAX_LISTED])) + (", ..." if wrong[MAX_LISTED:] else "")
         raise ValueError(
-            f"{label_path}: the label map holds {ids}; valid ids are 0 to {num_classes - 1} "
-            f"and {ignore_index} (ignore)"
+            f"{label_path}: the label map holds {list_ids(wrong)}; valid ids are 0 to "
+            f"{num_classes - 1} and {ignore_index} (ignore){_hint(wrong, num_classes)}"
         )
+
+
+def _hint(wrong: list[int], num_classes: int) -> str:
+    """The published ids that a label map holds, perhaps."""
+    for name, known in LABEL_IDS.items():
+        if num_classes == known.num_classes and max(wrong) < len(known.classes):
+            return f"; data.labels {name} takes 0 to {len(known.classes) - 1}"
+    return ""
 
 
 def _size(tensor: torch.Tensor) -> str:

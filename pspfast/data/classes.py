@@ -1,9 +1,12 @@
 """Class names and colours of the known datasets, and label maps as pictures."""
 
 from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
+import yaml
 from numpy.typing import ArrayLike, NDArray
+from torchvision.datasets import Cityscapes
 
 Colour = tuple[int, int, int]
 
@@ -60,7 +63,29 @@ def _voc_colour(entry: int) -> Colour:
     )  # type: ignore[return-value]
 
 
+def _ade20k() -> Taxonomy:
+    text = (files("pspfast.data") / "ade20k.yaml").read_text(encoding="utf-8")
+    colours: dict[str, list[int]] = yaml.safe_load(text)
+    return Taxonomy(tuple(colours), tuple((r, g, b) for r, g, b in colours.values()))
+
+
+def _cityscapes() -> Taxonomy:
+    trained = sorted(
+        (c.train_id, c.name, c.color) for c in Cityscapes.classes if 0 <= c.train_id < 255
+    )
+    return Taxonomy(tuple(name for _, name, _ in trained), tuple(colour for *_, colour in trained))
+
+
+_VOC2012 = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
+)
+
 CLASSES: dict[str, Taxonomy] = {
+    "ade20k": _ade20k(),
+    "voc2012": Taxonomy(_VOC2012, tuple(_voc_colour(i) for i in range(len(_VOC2012)))),
+    "cityscapes": _cityscapes(),
     # Ids as in the 11-class label maps of the SegNet tutorial. Class lists that travel with copies
     # of them may be in another order.
     "camvid": Taxonomy(

@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from pspfast.data.labels import LabelIds
+
 Sample = tuple[Path, Path | None]
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]]
 
@@ -111,12 +113,16 @@ def read_image(path: str | Path) -> tv_tensors.Image:
         return tv_tensors.Image(F.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB")))
 
 
-def read_label(path: str | Path) -> tv_tensors.Mask:
+def read_label(path: str | Path, label_ids: LabelIds | None = None) -> tv_tensors.Mask:
     """Decode a label map to its class ids, uint8 `[H, W]`.
+
+    Args:
+        path: the file.
+        label_ids: what the file's ids mean; `None` where they are class ids.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded, or its pixels are not 8-bit ids.
+        ValueError: it cannot be decoded, its pixels are not 8-bit ids, or not in `label_ids`.
     """
     with _naming(path), Image.open(path) as image:
         if image.mode not in LABEL_MODES:
@@ -124,7 +130,10 @@ def read_label(path: str | Path) -> tv_tensors.Mask:
                 f"a label map must hold one 8-bit class id for each pixel (a grey or palette "
                 f"image), got mode {image.mode}"
             )
-        return tv_tensors.Mask(torch.from_numpy(np.array(image, dtype=np.uint8)))
+        ids = np.array(image, dtype=np.uint8)
+        if label_ids is not None:
+            ids = label_ids.to_classes(ids)
+        return tv_tensors.Mask(torch.from_numpy(ids))
 
 
 @contextmanager
@@ -184,13 +193,21 @@ class SegmentationDataset(SeededDataset):
         transform: takes a uint8 image `[3, H, W]` and a uint8 label map `[H, W]`; its result is the
             item. `TrainTransform` and `EvalTransform` give float32 `[3, h, w]` and int64 `[h, w]`.
         seed: of the transform's randomness.
+        label_ids: what the ids in the label files mean; `None` where they are class ids.
 
     Raises:
         ValueError: there are no samples, or a sample has no label map.
     """
 
-    def __init__(self, samples: Sequence[Sample], transform: Transform, seed: int = 0) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        transform: Transform,
+        seed: int = 0,
+        label_ids: LabelIds | None = None,
+    ) -> None:
         super().__init__(transform, seed)
+        self.label_ids = label_ids
         if not samples:
             raise ValueError("SegmentationDataset: samples is empty")
         self.samples: list[tuple[Path, Path]] = []
@@ -204,4 +221,4 @@ class SegmentationDataset(SeededDataset):
 
     def load(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         image, label = self.samples[index]
-        return read_image(image), read_label(label)
+        return read_image(image), read_label(label, self.label_ids)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from pspfast.data import CLASSES, Taxonomy, colorize, overlay
 
@@ -11,8 +12,68 @@ def test_known_taxonomies_are_complete_and_unambiguous(name):
     taxonomy = CLASSES[name]
     assert taxonomy.num_classes == len(taxonomy.names) == len(taxonomy.palette)
     assert len(set(taxonomy.names)) == taxonomy.num_classes
-    assert len(set(taxonomy.palette)) == taxonomy.num_classes
-    assert (0, 0, 0) not in taxonomy.palette
+    assert all(0 <= value <= 255 for colour in taxonomy.palette for value in colour)
+    # ADE20K is published with one colour for road and skyscraper.
+    same = 1 if name == "ade20k" else 0
+    assert len(set(taxonomy.palette)) == taxonomy.num_classes - same
+    # Black is for ignored pixels, but also VOC's colour of the background.
+    assert (0, 0, 0) not in taxonomy.palette[name == "voc2012" :]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        (
+            "ade20k",
+            {
+                0: ("wall", (120, 120, 120)),
+                2: ("sky", (6, 230, 230)),
+                6: ("road", (140, 140, 140)),
+                12: ("person", (150, 5, 61)),
+                20: ("car", (0, 102, 200)),
+                48: ("skyscraper", (140, 140, 140)),
+                136: ("traffic light", (41, 0, 255)),
+                149: ("flag", (92, 0, 255)),
+            },
+        ),
+        (
+            "voc2012",
+            {
+                0: ("background", (0, 0, 0)),
+                1: ("aeroplane", (128, 0, 0)),
+                15: ("person", (192, 128, 128)),
+                20: ("tvmonitor", (0, 64, 128)),
+            },
+        ),
+        (
+            "cityscapes",
+            {
+                0: ("road", (128, 64, 128)),
+                10: ("sky", (70, 130, 180)),
+                13: ("car", (0, 0, 142)),
+                18: ("bicycle", (119, 11, 32)),
+            },
+        ),
+    ],
+)
+def test_published_classes_are_in_their_order(name, classes):
+    taxonomy = CLASSES[name]
+    assert taxonomy.num_classes == {"ade20k": 150, "voc2012": 21, "cityscapes": 19}[name]
+    for i, (class_name, colour) in classes.items():
+        assert (taxonomy.names[i], taxonomy.palette[i]) == (class_name, colour)
+
+
+def test_voc_names_are_those_of_torchvisions_models():
+    categories = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
+    assert CLASSES["voc2012"].names[1:] == tuple(categories[1:])
+
+
+def test_cityscapes_names():
+    assert CLASSES["cityscapes"].names == (
+        *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign"),
+        *("vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train"),
+        *("motorcycle", "bicycle"),
+    )
 
 
 def test_camvid_is_in_the_order_of_its_label_maps():
