@@ -85,6 +85,6 @@ def test_semseg_protocol(compare, record_row, camvid, model, device) -> None:
     got, expected = (torch.stack(of_images) for of_images in labels.values())
     same = (got == expected).double().mean().item()
     assert len(got) == IMAGES
-    assert expected.unique().numel() > CLASSES // 2
+    assert expected.unique().numel() >= 4  # an epoch teaches the large classes
     assert same >= 0.999
     record_row(f"same labels as semseg's for {100 * same:.4f} % of the pixels of {IMAGES} images")

@@ -18,7 +18,7 @@ from .batch_norm_relu_kernels import (
     merge_moments_kernel,
     moments_kernel,
 )
-from .launch import column_block, empty_map, width_divisor
+from .launch import column_block, empty_map, on_the_device_of_the_first, width_divisor
 
 # A tile: four loads of 16 bytes of each of 128 threads, which keep two numbers of each element for
 # the moments. Backward loads twice as many maps.
@@ -97,6 +97,7 @@ def _moments(z: Tensor, tiles: _Tiles) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+@on_the_device_of_the_first
 def batch_norm_relu_forward(
     z: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,6 +107,7 @@ def batch_norm_relu_forward(
     return batch_norm_relu_apply(z, mean, var, weight, bias, residual, relu, eps), mean, var
 
 
+@on_the_device_of_the_first
 def batch_norm_relu_apply(
     z: Tensor,
     mean: Tensor,
@@ -137,6 +139,7 @@ def batch_norm_relu_apply(
     return out
 
 
+@on_the_device_of_the_first
 def batch_norm_relu_backward(
     grad: Tensor,
     z: Tensor,

@@ -15,7 +15,7 @@ from .dilated_conv2d_kernels import (
     grad_weight_kernel,
     grad_weight_tf32_kernel,
 )
-from .launch import empty_map, width_divisor
+from .launch import empty_map, on_the_device_of_the_first, width_divisor
 
 # The weight gradient's pixels are split for this many programs of 128 by 128, four on each of 132
 # multiprocessors, unless a program had too few pixels for its start and its sum to be small.
@@ -118,6 +118,7 @@ def _convolve(
     return out
 
 
+@on_the_device_of_the_first
 def dilated_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -131,6 +132,7 @@ def dilated_conv2d(
     return _convolve(x, weight, weight.shape[0], dilation, bias, residual, relu)
 
 
+@on_the_device_of_the_first
 def dilated_conv2d_grad_input(grad: Tensor, weight: Tensor, dilation: int) -> Tensor:
     """Gradient ``[N, C, H, W]`` of x for that of the result; channels_last."""
     # Tensor cores of sm_90 and later do not transpose 32-bit operands.
@@ -140,6 +142,7 @@ def dilated_conv2d_grad_input(grad: Tensor, weight: Tensor, dilation: int) -> Te
     return _convolve(grad, filters, weight.shape[1], -dilation, transposed=transposed)
 
 
+@on_the_device_of_the_first
 def dilated_conv2d_grad_weight(grad: Tensor, x: Tensor, dilation: int) -> Tensor:
     """Gradient ``[O, C, 3, 3]`` of the weight, channels_last, for that of the result."""
     grad, x = _channels_last(grad), _channels_last(x)

@@ -1,7 +1,27 @@
-"""What launchers share: memory formats of maps, and sizes that hold for every kernel."""
+"""What launchers share: devices, memory formats of maps, and sizes that hold for every kernel."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def on_the_device_of_the_first(launcher: Callable[..., T]) -> Callable[..., T]:
+    """Decorates a launcher whose first argument is a tensor: Triton launches on the current device,
+    which may not be the tensors'."""
+
+    @functools.wraps(launcher)
+    def launch(first: Tensor, *args: Any, **kwargs: Any) -> T:
+        if not torch.cuda.is_available():  # It is traced, or interpreted.
+            return launcher(first, *args, **kwargs)
+        with torch.cuda.device_of(first):
+            return launcher(first, *args, **kwargs)
+
+    return launch
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:

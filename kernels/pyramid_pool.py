@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .geometry import bin_edges, locate_bins, map_offsets, next_edge
-from .launch import column_block, dense, empty_map, width_divisor
+from .launch import column_block, dense, empty_map, on_the_device_of_the_first, width_divisor
 
 
 @triton.jit
@@ -144,6 +144,7 @@ def _forward_columns(width: int, channels_last: bool, element_size: int) -> int:
     return min(column_block(width), 32 if channels_last and element_size == 2 else 64)
 
 
+@on_the_device_of_the_first
 def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
     """All adaptive average pools of x ``[N, C, H, W]``: ``[N, C, S]``, in memory as x is."""
     x, channels_last = dense(x)
@@ -175,6 +176,7 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
     return pooled
 
 
+@on_the_device_of_the_first
 def pyramid_pool_backward(
     grad: Tensor, bins: Sequence[int], height: int, width: int, channels_last: bool
 ) -> Tensor:

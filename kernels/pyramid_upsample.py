@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .launch import column_block, dense, empty_map, width_divisor
+from .launch import column_block, dense, empty_map, on_the_device_of_the_first, width_divisor
 from .pyramid_upsample_kernels import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
 
 # Channels of a program at most. Forward, channels share the weights of the columns, so many is
@@ -21,6 +21,7 @@ def _channel_block(channels: int, most: int) -> int:
     return 16 if channels <= 16 else 32 if channels <= 32 else most
 
 
+@on_the_device_of_the_first
 def pyramid_concat_forward(
     x: Tensor, priors: Tensor, bins: Sequence[int], align_corners: bool
 ) -> Tensor:
@@ -55,6 +56,7 @@ def pyramid_concat_forward(
     return out
 
 
+@on_the_device_of_the_first
 def pyramid_upsample_add_forward(
     base: Tensor,
     mixed: Tensor,
@@ -141,6 +143,7 @@ def _backward(
     return grad_values[0] if column_blocks == 1 else grad_values.sum(0).to(dtype)
 
 
+@on_the_device_of_the_first
 def pyramid_concat_backward(
     grad: Tensor, bins: Sequence[int], align_corners: bool, channels: int
 ) -> Tensor:
@@ -150,6 +153,7 @@ def pyramid_concat_backward(
     return grad_priors.flatten(1, 3).transpose(1, 2)
 
 
+@on_the_device_of_the_first
 def pyramid_upsample_add_backward(
     grad: Tensor, bins: Sequence[int], align_corners: bool, kernel_size: int
 ) -> Tensor:

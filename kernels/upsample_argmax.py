@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
+from .launch import on_the_device_of_the_first
 from .upsample_tiles import load_tile, locate_tile, plan, reduce_classes, rows_of_tile
 
 
@@ -135,6 +136,7 @@ def softmax_kernel(
             tl.store(p_tile, b_out, mask=m_tile)
 
 
+@on_the_device_of_the_first
 def upsample_argmax(
     logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype
 ) -> Tensor:
@@ -146,6 +148,7 @@ def upsample_argmax(
     return labels
 
 
+@on_the_device_of_the_first
 def upsample_softmax(
     logits: Tensor, height: int, width: int, align_corners: bool, flip: bool, factor: float
 ) -> Tensor:
@@ -156,6 +159,7 @@ def upsample_softmax(
     return out
 
 
+@on_the_device_of_the_first
 def upsample_softmax_add(
     out: Tensor, logits: Tensor, align_corners: bool, flip: bool, factor: float
 ) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .launch import empty_map
+from .launch import empty_map, on_the_device_of_the_first
 from .upsample_loss_kernels import loss_bwd_kernel, loss_fwd_kernel
 from .upsample_tiles import plan, upsampling
 
@@ -26,6 +26,7 @@ def _float_weight(weight: Tensor | None, instead: Tensor) -> Tensor:
     return instead if weight is None else weight.to(torch.float32).contiguous()
 
 
+@on_the_device_of_the_first
 def upsample_loss_forward(
     logits: Tensor,
     target: Tensor,
@@ -67,6 +68,7 @@ def upsample_loss_forward(
     return loss.float(), lse, weight_sum.float(), labels
 
 
+@on_the_device_of_the_first
 def upsample_loss_backward(
     scale: Tensor,
     logits: Tensor,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -12,14 +13,19 @@ if TYPE_CHECKING:
 def main(args: list[str] | None = None) -> None:
     """Runs the command of ``args``, by default the process's arguments.
 
-    Exits with 2 after a wrong option, file or checkpoint, and with 130 after Ctrl-C.
+    Exits with 1 if predict could not read some files, with 2 after a wrong option, file or
+    checkpoint, and with 130 after Ctrl-C.
     """
     args = sys.argv[1:] if args is None else args
     if args == ["info"]:
         _info()
         return
+    command = args[0] if args else ""
     try:
-        parser = _make_parser()
+        recipe: dict[str, Any] = {}
+        if command in ("train", "eval"):
+            recipe, args = _take_recipe(args)
+        parser = _make_parser(recipe)
         parsed = parser.parse_args(args)
         command = parsed.subcommand
         _run(command, parser.instantiate(parsed)[command])
@@ -43,10 +49,21 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def _make_parser() -> ArgumentParser:
+def _take_recipe(args: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options of --recipe, which the other arguments replace wherever it stands, and those."""
+    from pspfast.recipes import load_recipe
+
+    finder = argparse.ArgumentParser(prog=f"pspfast {args[0]}", add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe", metavar="NAME")
+    found, others = finder.parse_known_args(args)
+    return load_recipe(found.recipe) if found.recipe else {}, others
+
+
+def _make_parser(recipe: dict[str, Any]) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     from pspfast.engine import config
+    from pspfast.recipes import recipe_names
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="pspfast", description="PSPNet on kernels of its own.")
@@ -63,31 +80,59 @@ def _make_parser() -> ArgumentParser:
 
     train = add(
         "train",
-        "[--config FILE] [--SECTION.OPTION VALUE ...]",
+        "[--recipe NAME] [--config FILE] [--SECTION.OPTION VALUE ...]",
         "Train a PSPNet",
-        "Options come from the YAML file; those given here replace the file's.",
+        "Options come from the recipe; those of the YAML file replace the recipe's, and those given"
+        " here the file's.",
+    )
+    train.add_argument(
+        "--recipe",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help=f"Options of a known training run: {', '.join(recipe_names())}",
     )
     train.add_argument("--config", action="config", help="YAML file with the sections below")
     train.add_class_arguments(config.ModelConfig, "model")
     train.add_class_arguments(config.DataConfig, "data")
     train.add_class_arguments(config.AugmentConfig, "augment")
     train.add_class_arguments(config.TrainConfig, "train")
+    train.set_defaults(
+        {
+            f"{section}.{name}": value
+            for section in ("model", "data", "augment", "train")
+            for name, value in recipe.get(section, {}).items()
+        }
+    )
 
-    add(
+    evaluation = add(
         "eval",
-        "--checkpoint FILE (--list FILE [--root FOLDER] | --images FOLDER --labels FOLDER)",
+        "--checkpoint FILE (--list FILE [--root FOLDER] | --images FOLDER --labels FOLDER)"
+        " [--recipe NAME]",
         "Score a trained model on labelled images",
-        "Prints IoU and accuracy of each class, their means, and pixel accuracy.",
-    ).add_class_arguments(config.EvalConfig)
+        "Prints IoU and accuracy of each class, their means, and pixel accuracy. "
+        "As published for semseg: --protocol semseg --flip true "
+        "--scales '[0.5,0.75,1,1.25,1.5,1.75]' --base_size 512 (ADE20K, VOC) or 2048 (Cityscapes).",
+    )
+    evaluation.add_argument(
+        "--recipe", metavar="NAME", default=argparse.SUPPRESS, help="Evaluation as of a recipe"
+    )
+    evaluation.add_class_arguments(config.EvalConfig)
+    evaluation.set_defaults(recipe.get("eval", {}))
 
     predict = add(
         "predict",
-        "IMAGE [IMAGE ...] --checkpoint FILE [--output FOLDER]",
-        "Segment images with a trained model",
-        "All images are read before anything is written.",
+        "INPUT [INPUT ...] --checkpoint FILE [--output FOLDER] [--OPTION VALUE ...]",
+        "Segment images and videos with a trained model",
+        "Prints the files that it writes and how much of each image each class covers. "
+        "Files that cannot be read are named at the end, and the exit status is then 1.",
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="Image file.")
-    predict.add_class_arguments(config.PredictConfig, skip={"images"})
+    predict.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="Image, folder that is searched for images, pattern like 'a/**/*.jpg', or video",
+    )
+    predict.add_class_arguments(config.PredictConfig, skip={"inputs"})
 
     add(
         "demo",
@@ -107,6 +152,8 @@ def _run(command: str, options: Namespace) -> None:
     elif command == "train":
         from pspfast.engine.train import train
 
+        if "recipe" in options:
+            raise ValueError("recipe: expected as an option, not in a file; use --recipe")
         train(config.Config(options.model, options.data, options.augment, options.train))
     elif command == "eval":
         from pspfast.engine.evaluate import evaluate_files
@@ -116,8 +163,12 @@ def _run(command: str, options: Namespace) -> None:
     elif command == "predict":
         from pspfast.engine.predict import predict
 
-        for path in predict(config.PredictConfig(**vars(options))):
-            print(path)
+        predictions = predict(config.PredictConfig(**vars(options)))
+        print(*predictions.written, "", predictions.shares.table(), sep="\n")
+        for failure in predictions.failures:
+            print(f"pspfast: predict: {failure}", file=sys.stderr)
+        if predictions.failures:
+            sys.exit(1)
     elif command == "demo":
         from pspfast.engine.demo import demo
 

@@ -1,50 +1,52 @@
-"""Checkpoints of a run in progress, written whole or not at all."""
+"""Checkpoints of a run in progress: which there are, which stay, from which one it continues."""
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
+from torch import Tensor
 
 from pspfast.engine.config import TrainConfig
+from pspfast.engine.files import TEMPORARY, read_tensors, write_tensors
+from pspfast.engine.files import atomic_open as atomic_open
+
+# Entries of a state that hold tensors, by name; the others are plain values.
+_TENSORS = ("model", "momentum", "random")
 
 
-@contextmanager
-def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing that appears under its name complete, or keeps what was there."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def checkpoint_path(folder: Path, iteration: int) -> Path:
+    """Names that sort by iteration, up to 10^8 steps."""
+    return folder / f"checkpoint-{iteration:08d}.safetensors"
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], keep: int) -> None:
-    """Writes a checkpoint, then removes all but the newest ``keep`` from its folder.
+def save_checkpoint(path: Path, state: dict[str, Any], keep: int, keep_multiple: int = 0) -> None:
+    """Writes a checkpoint, then removes those from its folder that have had their time.
+
+    Later ones go, too: the run went back to an earlier one, and they are no longer its own.
 
     Args:
-        path: ``checkpoint-<iteration in 8 digits>.pt``.
-        state: tensors, containers, strings and numbers.
-        keep: number of checkpoints that stay.
+        path: of ``checkpoint_path``.
+        state: ``model``, ``momentum`` and ``random`` are tensors by name, the rest is what JSON
+            holds.
+        keep: number of checkpoints that stay, the newest.
+        keep_multiple: those after a multiple of this many steps stay besides; 0 for none.
     """
-    with atomic_open(path) as file:
-        torch.save(state, file)
-    for old in list_checkpoints(path.parent)[:-keep]:
-        old.unlink()
+    tensors = {f"{entry}/{name}": t for entry in _TENSORS for name, t in state[entry].items()}
+    header = {entry: value for entry, value in state.items() if entry not in _TENSORS}
+    write_tensors(path, tensors, header)
+    found = list_checkpoints(path.parent)
+    written = found.index(path)
+    for old in found[: max(0, written + 1 - keep)]:
+        if not keep_multiple or _iteration(old) % keep_multiple:
+            old.unlink()
+    for abandoned in found[written + 1 :]:
+        abandoned.unlink()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(folder.glob("checkpoint-*.pt"))
+    return sorted(folder.glob("checkpoint-*.safetensors"))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -52,18 +54,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint of a training run.
+        ValueError: the file is damaged or no checkpoint of a training run; names the one before it
+            that is whole.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not a readable checkpoint: {reason}") from error
-    if not isinstance(state, dict) or not {"model", "config", "taxonomy"} <= state.keys():
-        raise ValueError(f"{path}: not a checkpoint of pspfast train")
-    return state
+        return _read(path)
+    except ValueError as error:
+        found = list_checkpoints(path.parent)
+        if path not in found:
+            raise
+        raise ValueError(f"{error}; {_advice(found[: found.index(path)])}") from error
 
 
 def find_resume(options: TrainConfig) -> Path | None:
@@ -90,13 +90,33 @@ def find_resume(options: TrainConfig) -> Path | None:
     return None
 
 
-def random_state() -> dict[str, Any]:
-    """State of the generators that dropout draws from."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+def remove_torn(folder: Path) -> None:
+    """Removes what a killed process had not written to the end."""
+    for path in folder.glob(f"*{TEMPORARY}"):
+        path.unlink()
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """The inverse of ``random_state``; generators of GPUs that were not there stay as they are."""
-    torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _read(path: Path) -> dict[str, Any]:
+    tensors, header = read_tensors(path)
+    state: dict[str, Any] = header | {entry: {} for entry in _TENSORS}
+    for name, tensor in tensors.items():
+        entry, _, rest = name.partition("/")
+        if entry not in _TENSORS:
+            raise ValueError(f"{path}: not a checkpoint of a run that can be continued")
+        tensors_of: dict[str, Tensor] = state[entry]
+        tensors_of[rest] = tensor
+    return state
+
+
+def _advice(earlier: list[Path]) -> str:
+    for path in reversed(earlier):
+        try:
+            _read(path)
+        except ValueError:
+            continue
+        return f"to continue from the one before it: --train.resume {path}"
+    return "there is no whole checkpoint before it"
+
+
+def _iteration(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])

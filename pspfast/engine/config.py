@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
+from pspfast.engine.files import atomic_open
+
 
 @dataclass
 class ModelConfig:
@@ -46,7 +48,7 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Images and labels, as list files ("image label" per line) or as pairs of folders."""
+    """Images and labels: list files ("image label" per line), pairs of folders, or a data set."""
 
     train_list: str | None = None
     """List file of the training samples."""
@@ -63,15 +65,27 @@ class DataConfig:
     """Folder of the validation images, when there is no list."""
     val_labels: str | None = None
     """Folder of the validation labels."""
+    source: Literal["ade20k", "cityscapes", "voc2012"] | None = None
+    """Published data set, unpacked in root, for the splits that neither a list nor folders give:
+    images/ and annotations/, leftImg8bit/ and gtFine/ with _labelIds.png, or VOCdevkit/."""
     classes: int | str = "camvid"
-    """Name of a built-in class list ("camvid", "scenes"), or the number of classes."""
+    """Name of a built-in class list ("ade20k", "camvid", "cityscapes", "scenes", "voc2012"), or the
+    number of classes."""
+    labels: Literal["ids", "ade20k", "cityscapes_ids"] = "ids"
+    """What label files hold: class ids; ADE20K's ids, 0 ignored and 1 to 150 the classes; or the
+    ids of Cityscapes' _labelIds.png, of which 19 are classes and the others ignored."""
     ignore_index: int = 255
-    """Label value that is neither trained nor counted."""
+    """Class id, 0 to 255, that is neither trained nor counted."""
     workers: int = 2
     """Processes that load and augment samples; 0 loads in the training process."""
+    skip_bad: bool = False
+    """Whether a training sample that cannot be used is replaced by the next one and reported;
+    otherwise it stops the run. If so, the training files are not checked before the run."""
 
     def __post_init__(self) -> None:
         _at_least("data.workers", self.workers, 0)
+        if not 0 <= self.ignore_index <= 255:
+            raise ValueError(f"data.ignore_index: expected 0 to 255, got {self.ignore_index}")
         for split in ("train", "val"):
             folders = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             if (folders[0] is None) != (folders[1] is None):
@@ -123,6 +137,9 @@ class TrainConfig:
     """Passes over the training samples."""
     batch_size: int = 16
     """Images per step, over all processes together; an incomplete last batch is dropped."""
+    accumulate: int = 1
+    """Parts in which a process computes its share of a batch, one after the other: less memory, the
+    same gradient, but BatchNorm's statistics are of a part."""
     lr: float = 0.01
     """Learning rate of the backbone at the first step."""
     head_lr_factor: float = 10.0
@@ -139,6 +156,14 @@ class TrainConfig:
     """Automatic mixed precision; "no" is fp32. fp16 needs a GPU."""
     channels_last: bool = False
     """Whether weights and images are in channels_last memory format."""
+    compile: bool = False
+    """Whether torch.compile compiles the network for training."""
+    checkpoint_activations: bool = False
+    """Whether a residual block keeps its input only and is computed again in backward: less memory,
+    more time."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """What the processes share: "fsdp2" divides weights, gradients and momenta among them (FSDP2),
+    "none" gives each a copy (DDP)."""
     seed: int = 0
     """Seed of the initial weights, the order, the augmentation and the dropout."""
     eval_every: int = 1
@@ -146,15 +171,29 @@ class TrainConfig:
     save_every: int = 1
     """Epochs between checkpoints, besides the one after the last epoch."""
     keep_checkpoints: int = 2
-    """Number of checkpoints kept; the best weights are kept besides."""
+    """Number of checkpoints kept, the newest; the best weights are kept besides."""
+    keep_every: int = 0
+    """Epochs between checkpoints that are all kept, besides the newest; 0 for none."""
     resume: str | None = None
     """Checkpoint to continue from, or "auto" for the newest in output, if there is one."""
     overwrite: bool = False
     """Whether a run that is already in output is replaced."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eval_every", "save_every", "keep_checkpoints"):
+        for name in ("epochs", "batch_size", "accumulate", "eval_every", "save_every"):
             _at_least(f"train.{name}", getattr(self, name), 1)
+        _at_least("train.keep_checkpoints", self.keep_checkpoints, 1)
+        _at_least("train.keep_every", self.keep_every, 0)
+        if self.compile and self.checkpoint_activations:
+            raise ValueError(
+                "train.checkpoint_activations: expected false with train.compile, which chooses "
+                "itself what is computed again, got true"
+            )
+        if self.sharding == "fsdp2" and self.precision == "fp16":
+            raise ValueError(
+                'train.precision: expected "no" or "bf16" with train.sharding fsdp2, got "fp16", '
+                "whose loss scale the processes would have to agree on"
+            )
         for name in ("lr", "head_lr_factor", "momentum", "weight_decay", "power", "aux_weight"):
             _at_least(f"train.{name}", getattr(self, name), 0)
 
@@ -182,15 +221,16 @@ class Config:
 
     def save(self, path: Path) -> None:
         """Writes a YAML file that ``pspfast train --config`` reads."""
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        with atomic_open(path) as file:
+            file.write(yaml.safe_dump(self.to_dict(), sort_keys=False).encode())
 
 
 @dataclass
 class EvalConfig:
-    """The model and the labelled images."""
+    """The model, the labelled images and how an image is labelled."""
 
     checkpoint: str
-    """File of a training run: best.safetensors, final.safetensors or checkpoint-*.pt."""
+    """File of a training run: best.safetensors, final.safetensors or a checkpoint."""
     list: str | None = None
     """List file of the samples, "image label" per line."""
     root: str | None = None
@@ -199,8 +239,25 @@ class EvalConfig:
     """Folder of the images, when there is no list."""
     labels: str | None = None
     """Folder of the labels, with the stems of the images."""
+    protocol: Literal["whole", "slide_logits", "semseg"] = "whole"
+    """"whole" labels an image at once, "slide_logits" by windows whose logits are averaged (both
+    as mmseg), "semseg" by windows whose probabilities are averaged."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of the image's size, over which probabilities are averaged."""
+    flip: bool = False
+    """Whether probabilities are averaged with those of the mirror image, as semseg always does."""
+    base_size: int | None = None
+    """Long side of an image at scale 1; the default is its own."""
+    crop_size: tuple[int, int] | None = None
+    """Height and width of the windows; the default is that of the training crops."""
+    stride: tuple[int, int] | None = None
+    """Rows and columns from a window to the next; the default is semseg's, 2/3 of crop_size."""
+    window_batch: int = 8
+    """Windows that the network is given at a time."""
+    output: str | None = None
+    """Folder for scores.json and confusion.png; the default is to write none."""
     precision: Literal["no", "fp16", "bf16"] = "no"
-    """Automatic mixed precision; "no" is fp32. fp16 needs a GPU."""
+    """Precision of the network's weights and maps; "no" is fp32. fp16 needs a GPU."""
     workers: int = 2
     """Processes that load samples; 0 loads in this process."""
 
@@ -210,24 +267,57 @@ class EvalConfig:
         if (self.images is None) != (self.labels is None):
             raise ValueError("eval: --images and --labels: expected both or neither")
         _at_least("workers", self.workers, 0)
+        _at_least("window_batch", self.window_batch, 1)
+        self.scales = tuple(self.scales)
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales: expected positive factors, got {[*self.scales]}")
+        if self.base_size is not None:
+            _at_least("base_size", self.base_size, 1)
+        for name in ("crop_size", "stride"):
+            size = getattr(self, name)
+            if size is None:
+                continue
+            if self.protocol == "whole":
+                raise ValueError(f"{name}: expected none for whole images, got {[*size]}")
+            _at_least(name, min(size), 1)
+            setattr(self, name, (size[0], size[1]))
 
 
 @dataclass
 class PredictConfig:
-    """The images, the model, and where the label maps go."""
+    """The images, the model, and what is written."""
 
-    images: list[str]
-    """Image files, with different stems."""
+    inputs: list[str]
+    """Image files, folders that are searched for images, patterns like 'a/**/*.jpg', and videos."""
     checkpoint: str
-    """File of a training run: best.safetensors, final.safetensors or checkpoint-*.pt."""
+    """File of a training run: best.safetensors, final.safetensors or a checkpoint."""
     output: str = "predictions"
-    """Folder for <stem>_labels.png, <stem>_color.png and <stem>_overlay.png of each image."""
+    """Folder for <stem>_labels.png and so on of each image. Where two have the same stem, images
+    keep their folders in it."""
+    outputs: tuple[Literal["labels", "color", "overlay", "shares"], ...] = (
+        "labels",
+        "color",
+        "overlay",
+    )
+    """What is written: the class ids as an indexed 8-bit PNG file, after training with data.labels
+    in the ids of those files; their colours; the image with the colours over it; shares.csv, how
+    much of each image each class covers. Of a video only <stem>_overlay.mp4, in any case."""
     alpha: float = 0.5
     """Weight of the class colours in the overlay, 0 to 1."""
+    batch_size: int = 1
+    """Images of one size, or windows of an image, that the network is given at a time."""
+    crop_size: tuple[int, int] | None = None
+    """Height and width of windows that slide over the image in steps of two thirds, for images too
+    large for the device; the default is the whole image at once."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: expected 0 to 1, got {self.alpha}")
+        if not self.outputs:
+            raise ValueError("outputs: expected at least one, got none")
+        _at_least("batch_size", self.batch_size, 1)
+        if self.crop_size is not None:
+            _at_least("crop_size", min(self.crop_size), 1)
 
 
 @dataclass

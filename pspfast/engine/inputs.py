@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +14,21 @@ from torch.utils.data import DataLoader
 
 from pspfast.data import (
     CLASSES,
+    LABEL_IDS,
     EvalTransform,
+    LabelIds,
     SegmentationDataset,
     Taxonomy,
     TrainTransform,
     check_samples,
     folder_samples,
     list_file_samples,
+    published_samples,
 )
-from pspfast.data.datasets import SeededDataset
-from pspfast.engine.config import Config, DataConfig
+from pspfast.data.datasets import Sample, SeededDataset
+from pspfast.data.sources import Split
+from pspfast.engine.config import Config, DataConfig, TrainConfig
+from pspfast.engine.samples import CheckedDataset, UsableSamples
 
 
 def choose_taxonomy(classes: str | int) -> Taxonomy:
@@ -36,10 +42,23 @@ def choose_taxonomy(classes: str | int) -> Taxonomy:
     return CLASSES[classes]
 
 
-def find_samples(
-    data: DataConfig, split: Literal["train", "val"], classes: int
-) -> list[tuple[Path, Path | None]]:
+def choose_label_ids(data: DataConfig, classes: int) -> LabelIds | None:
+    """What the ids in the label files mean; None where they are class ids."""
+    if data.labels == "ids":
+        return None
+    label_ids = LABEL_IDS[data.labels]
+    if label_ids.num_classes != classes:
+        raise ValueError(
+            f"data.labels: {data.labels} is for {label_ids.num_classes} classes, "
+            f"got {classes} of data.classes"
+        )
+    return replace(label_ids, ignore_index=data.ignore_index)
+
+
+def find_samples(data: DataConfig, split: Split, classes: int) -> list[Sample]:
     """Pairs of image and label files, each opened and checked; empty when the split is not given.
+
+    Training samples are not opened where those that cannot be used are to be skipped.
 
     Raises:
         ValueError: a file is broken, sizes differ, a label is no class, or the list is empty.
@@ -48,9 +67,18 @@ def find_samples(
     list_file, images, labels = (
         getattr(data, f"{split}_{name}") for name in ("list", "images", "labels")
     )
-    if not list_file and not images:
+    label_ids = choose_label_ids(data, classes)
+    if list_file or images:
+        samples = listed_samples(list_file, images, labels, data.root)
+    elif data.source is None:
         return []
-    return checked_samples(list_file, images, labels, data.root, classes, data.ignore_index)
+    elif data.root is None:
+        raise ValueError(f"data.root: expected the folder of {data.source}, got none")
+    else:
+        samples = published_samples(data.source, data.root, split)
+    if not (split == "train" and data.skip_bad):
+        check_samples(samples, classes, data.ignore_index, sys.stderr.isatty(), label_ids)
+    return samples
 
 
 def checked_samples(
@@ -60,28 +88,45 @@ def checked_samples(
     root: str | None,
     classes: int,
     ignore_index: int,
-) -> list[tuple[Path, Path | None]]:
-    """Samples of a list file or of two folders, see ``DataConfig``; raises as ``find_samples``."""
+    label_ids: LabelIds | None = None,
+) -> list[Sample]:
+    """``listed_samples``, each opened and checked; raises as ``find_samples``."""
+    samples = listed_samples(list_file, images, labels, root)
+    check_samples(samples, classes, ignore_index, sys.stderr.isatty(), label_ids)
+    return samples
+
+
+def listed_samples(
+    list_file: str | None, images: str | None, labels: str | None, root: str | None
+) -> list[Sample]:
+    """Samples of a list file or of two folders, see ``DataConfig``."""
     if list_file:
         path = Path(list_file)
         if root and not path.exists():
             path = root / path
-        samples = list_file_samples(path, root)
-    elif images and labels:
+        return list_file_samples(path, root)
+    if images and labels:
         base = Path(root or "")
-        samples = folder_samples(base / images, base / labels)
-    else:
-        raise ValueError("expected a list file, or a folder of images and one of labels")
-    check_samples(samples, classes, ignore_index, progress=sys.stderr.isatty())
-    return samples
+        return folder_samples(base / images, base / labels)
+    raise ValueError("expected a list file, or a folder of images and one of labels")
 
 
 def make_train_set(config: Config, classes: int) -> SegmentationDataset:
     """The training samples with their augmentation; raises as ``find_samples``."""
     samples = find_samples(config.data, "train", classes)
     if not samples:
-        raise ValueError("data: expected train_list or train_images with train_labels, got neither")
-    return SegmentationDataset(samples, make_train_transform(config), seed=config.train.seed)
+        raise ValueError(
+            "data: expected train_list or train_images with train_labels, or source, got none"
+        )
+    label_ids = choose_label_ids(config.data, classes)
+    return CheckedDataset(
+        samples,
+        make_train_transform(config),
+        config.train.seed,
+        label_ids,
+        classes=classes,
+        ignore_index=config.data.ignore_index,
+    )
 
 
 def make_train_transform(config: Config) -> TrainTransform:
@@ -92,14 +137,18 @@ def make_train_transform(config: Config) -> TrainTransform:
 def make_val_set(data: DataConfig, classes: int) -> SegmentationDataset | None:
     """The whole validation images, if there are any; raises as ``find_samples``."""
     samples = find_samples(data, "val", classes)
-    return SegmentationDataset(samples, EvalTransform()) if samples else None
+    if not samples:
+        return None
+    return SegmentationDataset(samples, EvalTransform(), label_ids=choose_label_ids(data, classes))
 
 
-def steps_per_epoch(dataset: SeededDataset, batch_size: int, world_size: int) -> int:
+def steps_per_epoch(dataset: SeededDataset, options: TrainConfig, world_size: int) -> int:
     """Whole batches in a data set; the samples of an incomplete one wait for another epoch."""
-    if batch_size % world_size:
+    batch_size, parts = options.batch_size, world_size * options.accumulate
+    if batch_size % parts:
         raise ValueError(
-            f"train.batch_size: expected a multiple of the {world_size} processes, got {batch_size}"
+            f"train.batch_size: expected a multiple of {parts}, for {world_size} processes with "
+            f"train.accumulate {options.accumulate} each, got {batch_size}"
         )
     if len(dataset) < batch_size:
         raise ValueError(
@@ -109,17 +158,22 @@ def steps_per_epoch(dataset: SeededDataset, batch_size: int, world_size: int) ->
     return len(dataset) // batch_size
 
 
-def train_batches(samples: int, batch_size: int, seed: int, world_size: int = 1) -> Tensor:
-    """Shuffled sample indices ``[steps, world_size, batch_size / world_size]``.
+def train_batches(
+    samples: int, batch_size: int, seed: int, world_size: int = 1, accumulate: int = 1
+) -> Tensor:
+    """Shuffled sample indices ``[steps, world_size, accumulate, parts of batch_size]``.
 
-    The order depends on the seed alone, so that an epoch can be resumed at any of its steps.
+    The order depends on the seed alone, so that an epoch can be resumed at any of its steps, and a
+    step has the same samples however many processes share them.
     """
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     steps = samples // batch_size
-    return order[: steps * batch_size].view(steps, world_size, -1)
+    return order[: steps * batch_size].view(steps, world_size, accumulate, -1)
 
 
-def make_loader(dataset: SeededDataset, batches: list[list[int]], workers: int) -> DataLoader[Any]:
+def make_loader(
+    dataset: SeededDataset | UsableSamples, batches: list[list[int]], workers: int
+) -> DataLoader[Any]:
     """Loads the given batches of sample indices, in this order."""
     return DataLoader(
         dataset,

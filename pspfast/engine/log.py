@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from pspfast.engine.checkpoint import atomic_open
+from pspfast.engine.files import atomic_open
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """The line that the terminal shows for the record of an epoch."""
+    """What the terminal shows for the record of an epoch: a line, and one for each bad sample."""
     text = (
         f"epoch {record['epoch']}  loss {record['loss']:.3f}  "
         f"train mIoU {record['train_mIoU']:.3f}  {record['images_per_second']:.1f} images/s"
@@ -31,6 +31,9 @@ def describe(record: dict[str, Any]) -> str:
             f"  | validation mIoU {record['mIoU']:.3f}  mAcc {record['mAcc']:.3f}  "
             f"pixel acc {record['pixel_acc']:.3f}"
         )
+    if record["skipped"]:
+        lines = [f"skipped {len(record['skipped'])} samples:", *record["skipped"]]
+        text += "\n" + "\n  ".join(lines)
     return text
 
 
@@ -44,15 +47,14 @@ class RunLog:
 
     def __init__(self, folder: Path, iteration: int) -> None:
         self._path = folder / "log.jsonl"
-        kept = [record for record in read_log(folder) if record["iteration"] <= iteration]
-        with atomic_open(self._path) as file:
-            file.writelines(_json_line(record) for record in kept)
+        self._records = [r for r in read_log(folder) if r["iteration"] <= iteration]
+        self._write()
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Appends the record of an epoch; its floats also go to TensorBoard."""
-        with open(self._path, "ab") as file:
-            file.write(_json_line(record))
+        """Adds the record of an epoch; its floats also go to TensorBoard."""
+        self._records.append(record)
+        self._write()
         floats = {f"epoch/{name}": v for name, v in record.items() if isinstance(v, float)}
         self.step(floats, record["iteration"])
         self._events.flush()
@@ -69,6 +71,7 @@ class RunLog:
     def close(self) -> None:
         self._events.close()
 
-
-def _json_line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record).encode() + b"\n"
+    def _write(self) -> None:
+        # Anew, since a line appended by a process that is killed may be half a line.
+        with atomic_open(self._path) as file:
+            file.writelines(json.dumps(record).encode() + b"\n" for record in self._records)

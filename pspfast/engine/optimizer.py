@@ -24,6 +24,15 @@ def make_optimizer(model: PSPNet, options: TrainConfig) -> SGD:
     return SGD(groups, momentum=options.momentum, weight_decay=options.weight_decay)
 
 
-def make_schedule(optimizer: Optimizer, steps: int, power: float) -> LambdaLR:
-    """Poly schedule: after step i of ``steps`` the rate is ``lr * (1 - i / steps) ** power``."""
-    return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** power)
+def make_schedule(optimizer: Optimizer, steps: int, power: float, done: int = 0) -> LambdaLR:
+    """Poly schedule: after step i of ``steps`` the rate is ``lr * (1 - i / steps) ** power``.
+
+    Args:
+        optimizer: its groups have the rates of the first step.
+        steps: of the whole run.
+        power: of the decay.
+        done: steps that were done before; the groups get the rates that follow.
+    """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** power, done - 1)

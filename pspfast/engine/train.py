@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
@@ -20,18 +17,19 @@ from pspfast.data import Taxonomy, colorize
 from pspfast.data.datasets import SeededDataset
 from pspfast.engine.config import Config
 from pspfast.engine.evaluate import Scores, evaluate, make_confusion
+from pspfast.engine.feed import Feed, bar_disabled
 from pspfast.engine.inputs import (
     choose_taxonomy,
-    make_loader,
     make_train_set,
     make_val_set,
     steps_per_epoch,
-    train_batches,
 )
 from pspfast.engine.interrupt import StopRequest, TrainingInterrupted
 from pspfast.engine.log import RunLog, describe
 from pspfast.engine.predict import segment_item
 from pspfast.engine.state import RunState
+from pspfast.engine.step import Losses, backward
+from pspfast.engine.together import any_stops, on_main
 from pspfast.engine.weights import save_weights
 
 _REPORT_STEPS = 10  # reading the loss waits for the device, so not at every step
@@ -46,8 +44,10 @@ def train(config: Config) -> Scores | None:
         was complete already.
 
     Raises:
-        ValueError, FileNotFoundError: options, data or checkpoint are wrong; before any training.
-        FloatingPointError: the loss is not finite any more.
+        ValueError, FileNotFoundError: options, data or checkpoint are wrong; before any training,
+            unless files have changed since.
+        FloatingPointError: the loss is not finite any more; no file holds weights of then.
+        OSError: a file cannot be written; names it.
         TrainingInterrupted: a signal stopped it.
     """
     taxonomy = choose_taxonomy(config.data.classes)
@@ -63,7 +63,8 @@ class Trainer:
     """One run.
 
     Args:
-        config: all options; of the data section only ``ignore_index`` and ``workers`` count.
+        config: all options; of the data section only ``ignore_index``, ``workers`` and
+            ``skip_bad`` count.
         train_set: items of one size.
         val_set: items of any size, or None.
         taxonomy: the classes.
@@ -80,14 +81,14 @@ class Trainer:
         self.config, self.taxonomy = config, taxonomy
         self.train_set, self.val_set = train_set, val_set
         self.folder = Path(options.output)
-        self.accelerator = Accelerator(mixed_precision=options.precision)
-        self.device = self.accelerator.device
-        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.memory_format = (
-            torch.channels_last if options.channels_last else torch.contiguous_format
+        # Unless it is told, it takes each of several processes on CPUs for the only one.
+        self.accelerator = Accelerator(
+            mixed_precision=options.precision, cpu=not torch.accelerator.is_available()
         )
-        steps = steps_per_epoch(train_set, options.batch_size, self.world_size)
-        self.state = RunState(config, taxonomy, self.accelerator, steps, self.memory_format)
+        self.device = self.accelerator.device
+        self.feed = Feed(config, self.accelerator, self._agree)
+        steps = steps_per_epoch(train_set, options, self.accelerator.num_processes)
+        self.state = RunState(config, taxonomy, self.accelerator, steps)
         self.log: RunLog | None = None
 
     def fit(self) -> Scores | None:
@@ -103,13 +104,12 @@ class Trainer:
             initial=state.iteration * options.batch_size,
             unit=" images",
             smoothing=0.05,
-            disable=self._bar_disabled,
+            disable=bar_disabled(self.accelerator),
         )
         with bar, StopRequest() as self.stop:
             try:
                 while state.epoch < options.epochs:
-                    if self._stopping():
-                        raise _Stop
+                    self._agree()
                     bar.set_description(f"epoch {state.epoch + 1}/{options.epochs}")
                     if state.step < state.steps:
                         self._train_epoch(bar)
@@ -124,62 +124,48 @@ class Trainer:
 
     def validate(self, val_set: SeededDataset) -> Scores:
         """Scores whole validation images, and sends some of them to TensorBoard."""
-        # Single images, since sizes may differ.
-        batches = [[i] for i in range(self.rank, len(val_set), self.world_size)]
-        loader = make_loader(val_set, batches, self.config.data.workers)
-        bar = tqdm(loader, desc="validation", leave=False, disable=self._bar_disabled)
-        # Processes have different numbers of images, so they could not agree on where to stop.
-        stoppable = self._until_stopped(bar) if self.world_size == 1 else bar
+        self.state.share_statistics()
         with self.accelerator.autocast():
             scores = evaluate(
-                self.state.bare_model, stoppable, self._confusion(), self.device, self.memory_format
+                self.state.bare_model,
+                self.feed.validation(val_set),
+                self._confusion(),
+                self.device,
+                self.feed.memory_format,
             )
-            if self.log:
-                for i in range(min(_PICTURES, len(val_set))):
-                    self.log.picture(
-                        f"validation/{i}", self._picture(val_set, i), self.state.iteration
-                    )
+            # By all processes, since each has a share of the weights only where they are sharded.
+            pictures = [self._picture(val_set, i) for i in range(min(_PICTURES, len(val_set)))]
+        if self.log:
+            for i, picture in enumerate(pictures):
+                self.log.picture(f"validation/{i}", picture, self.state.iteration)
         return scores
 
     def _train_epoch(self, bar: tqdm[Any]) -> None:
         options, state = self.config.train, self.state
-        stride, ignore_index = 8 // self.config.model.zoom_factor, self.config.data.ignore_index
-        self.train_set.set_epoch(state.epoch)
-        seed = options.seed + state.epoch
-        batches = train_batches(len(self.train_set), options.batch_size, seed, self.world_size)
-        rest = batches[state.step :, self.rank].tolist()
-        loader = make_loader(self.train_set, rest, self.config.data.workers)
-        confusion = self._confusion()
+        confusion, losses = self._confusion(), Losses(self.accelerator, state.iteration)
         first, start = state.step, time.perf_counter()
-        loss_sum = torch.zeros((), device=self.device)
         state.model.train()
-        for images, labels in loader:
-            images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
-            labels = labels[:, ::stride, ::stride].to(self.device, non_blocking=True)
-            predicted, main_loss, aux_loss = state.model(images, labels)
-            loss = main_loss + options.aux_weight * aux_loss
-            # The mean over the labelled pixels is NaN where a batch has none.
-            loss = torch.where((labels != ignore_index).any(), loss, 0.0)
-            self.accelerator.backward(loss)
-            state.optimizer.step()
-            state.optimizer.zero_grad()
-            state.schedule.step()
-            state.step += 1
-            loss_sum += loss.detach()
-            confusion.update(predicted, labels)
-            bar.update(options.batch_size)
-            if state.step % _REPORT_STEPS == 1 or state.step == state.steps:
-                self._report(bar, loss, Scores(confusion.compute()))
-            # After the last step the epoch's record is completed first.
-            if state.step < state.steps and self._stopping():
-                raise _Stop
+        try:
+            for parts in self.feed.train(self.train_set, state.epoch, state.step):
+                losses.add(backward(self.accelerator, state.model, parts, self.config, confusion))
+                state.optimizer.step()
+                state.optimizer.zero_grad()
+                state.schedule.step()
+                state.step += 1
+                bar.update(options.batch_size)
+                if state.step % _REPORT_STEPS == 1 or state.step == state.steps:
+                    self._report(bar, losses, confusion)
+        except _Stop:
+            losses.read()  # so that no checkpoint follows a loss that is not finite
+            raise
         seconds = time.perf_counter() - start
         state.record = {
-            "loss": self.accelerator.reduce(loss_sum, "mean").item() / (state.step - first),
+            "loss": losses.read(),
             "train_mIoU": Scores(confusion.compute()).mean_iou,
             "lr": state.optimizer.param_groups[0]["lr"],
             "images_per_second": (state.step - first) * options.batch_size / seconds,
             "seconds": seconds,
+            "skipped": self.feed.skipped(),
         }
 
     def _finish_epoch(self, bar: tqdm[Any]) -> Scores | None:
@@ -200,32 +186,34 @@ class Trainer:
             with bar.external_write_mode():
                 print(describe(record), flush=True)
             self.log.epoch(record)
-        if scores and scores.mean_iou > state.best_mean_iou:
+        best = state.best_mean_iou
+        if scores and (best is None or scores.mean_iou > best):
             state.best_mean_iou = scores.mean_iou
             self._save_weights("best", record)
         if last:
             self._save_weights("final", record)
-        if last or state.epoch % options.save_every == 0:
+        every = (options.save_every, options.keep_every or options.epochs)
+        if last or any(state.epoch % epochs == 0 for epochs in every):
             state.save()
         return scores
 
-    def _report(self, bar: tqdm[Any], loss: Tensor, scores: Scores) -> None:
-        state = self.state
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} after step {state.iteration}; a smaller train.lr may help"
-            )
-        bar.set_postfix(loss=f"{value:.3f}", mIoU=f"{scores.mean_iou:.3f}")
+    def _report(self, bar: tqdm[Any], losses: Losses, confusion: MulticlassConfusionMatrix) -> None:
+        losses.read()
+        mean_iou = Scores(confusion.compute()).mean_iou
+        bar.set_postfix(loss=f"{losses.last:.3f}", mIoU=f"{mean_iou:.3f}")
         if self.log:
-            lr = state.optimizer.param_groups[0]["lr"]
-            self.log.step({"step/loss": value, "step/lr": lr}, state.iteration)
+            scalars = {
+                "step/loss": losses.last,
+                "step/lr": self.state.optimizer.param_groups[0]["lr"],
+            }
+            self.log.step(scalars, self.state.iteration)
 
     def _save_weights(self, name: str, record: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            path = self.folder / f"{name}.safetensors"
-            weights = self.state.bare_model.state_dict()
-            save_weights(path, weights, self.config, self.taxonomy, {"record": record})
+        path, weights = self.folder / f"{name}.safetensors", self.state.weights()
+        on_main(
+            self.accelerator,
+            lambda: save_weights(path, weights, self.config, self.taxonomy, {"record": record}),
+        )
 
     def _picture(self, val_set: SeededDataset, index: int) -> np.ndarray:
         """Image, labels and prediction side by side ``[h, 3w, 3]``."""
@@ -236,24 +224,10 @@ class Trainer:
         ignore_index = self.config.data.ignore_index
         return make_confusion(self.taxonomy.num_classes, ignore_index, self.device)
 
-    @property
-    def _bar_disabled(self) -> bool | None:
-        # None leaves it to tqdm, which shows bars on a terminal only.
-        return None if self.accelerator.is_main_process else True
-
-    def _until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
-            yield batch
-            if self._stopping():
-                raise _Stop
-
-    def _stopping(self) -> bool:
-        if self.world_size == 1:
-            return self.stop.requested
-        # The signal reaches the processes at different steps; they agree on one.
-        if self.stop.requested:
-            self.accelerator.set_trigger()
-        return self.accelerator.check_trigger()
+    def _agree(self, problem: str = "") -> None:
+        """Stops all processes where one was told to, or has a problem."""
+        if any_stops(self.accelerator, self.stop.requested, problem):
+            raise _Stop
 
     def _resume_command(self) -> str:
         config = str(self.folder / "config.yaml")

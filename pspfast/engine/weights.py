@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from pspfast.data import Taxonomy
-from pspfast.engine.checkpoint import atomic_open, load_checkpoint
 from pspfast.engine.config import Config
+from pspfast.engine.files import read_tensors, write_tensors
 from pspfast.models import PSPNet
 
 
@@ -59,25 +57,25 @@ def save_weights(
         taxonomy: the classes.
         note: what else to keep, such as iteration and scores.
     """
-    header = {"config": config.to_dict(), "taxonomy": asdict(taxonomy), **note}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    with atomic_open(path) as file:
-        file.write(serialize(tensors, metadata={"pspfast": json.dumps(header)}))
+    header = {"config": config.to_dict(), "taxonomy": describe_taxonomy(taxonomy), **note}
+    write_tensors(path, weights, header)
 
 
 def load_model(path: str | Path) -> TrainedModel:
-    """Rebuilds a model from a ``.safetensors`` file or a checkpoint of a training run.
+    """Rebuilds a model from the weights or a checkpoint that a training run wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file was not written by ``pspfast train``, or is damaged.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        weights, header = _read_safetensors(path)
-    else:
-        header = load_checkpoint(path)
-        weights = header["model"]
+    tensors, header = read_tensors(path)
+    # A checkpoint holds the state of the optimizer besides.
+    weights = {
+        name.removeprefix("model/"): value
+        for name, value in tensors.items()
+        if name.startswith("model/")
+    } or tensors
     config = Config.from_dict(header["config"])
     config.model.pretrained = None
     names, palette = header["taxonomy"]["names"], header["taxonomy"]["palette"]
@@ -88,17 +86,3 @@ def load_model(path: str | Path) -> TrainedModel:
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit the configuration: {error}") from error
     return TrainedModel(model.eval(), config, taxonomy)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
-    if "pspfast" not in metadata:
-        raise ValueError(f"{path}: not written by pspfast train")
-    return weights, json.loads(metadata["pspfast"])

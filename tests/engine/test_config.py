@@ -45,6 +45,7 @@ def test_defaults_are_semsegs() -> None:
         (lambda: AugmentConfig(flip=1.5), "augment.flip: expected a probability, got 1.5"),
         (lambda: AugmentConfig(crop_size=(0, 9)), "augment.crop_size"),
         (lambda: DataConfig(workers=-1), "data.workers"),
+        (lambda: DataConfig(ignore_index=-100), "data.ignore_index: expected 0 to 255, got -100"),
         (lambda: DataConfig(train_images="x"), "train_images and train_labels"),
         (lambda: DataConfig(val_list="l", val_images="i", val_labels="l"), "got both"),
         (lambda: EvalConfig("c"), "either --list or --images"),

@@ -1,5 +1,6 @@
 """Scores against numpy."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pspfast.engine.config import EvalConfig, PredictConfig
+from pspfast.cli import main
+from pspfast.data import EvalTransform, SegmentationDataset, Taxonomy, list_file_samples
+from pspfast.engine.config import Config, EvalConfig, PredictConfig
 from pspfast.engine.evaluate import Scores, evaluate, evaluate_files, make_confusion
 from pspfast.engine.predict import predict
+from pspfast.engine.protocols import Semseg
+from pspfast.engine.scores import save_scores
+from pspfast.engine.weights import build_model, load_model, save_weights
 
 CPU = torch.device("cpu")
 
@@ -54,6 +60,18 @@ def test_scores_against_numpy() -> None:
     assert scores.mean_iou == pytest.approx(np.nanmean(expected["iou"]))
     assert scores.mean_accuracy == pytest.approx(np.nanmean(expected["accuracy"]))
     assert scores.pixel_accuracy == pytest.approx(expected["pixel_accuracy"])
+    # semseg has a mean over all classes: hits / (union + 1e-10), hits / (labels + 1e-10).
+    absent_as_0 = {name: np.nan_to_num(expected[name]).sum() / 5 for name in ("iou", "accuracy")}
+    assert scores.summary() == pytest.approx(
+        {
+            "mIoU": np.nanmean(expected["iou"]),
+            "mAcc": np.nanmean(expected["accuracy"]),
+            "mIoU_absent_0": absent_as_0["iou"],
+            "mAcc_absent_0": absent_as_0["accuracy"],
+            "pixel_acc": expected["pixel_accuracy"],
+        }
+    )
+    assert absent_as_0["iou"] < scores.mean_iou
 
 
 def test_table_shows_every_class() -> None:
@@ -89,3 +107,80 @@ def test_eval_agrees_with_the_files_of_predict(
     assert taxonomy.num_classes == 3
     np.testing.assert_allclose(scores.iou, expected["iou"])
     assert scores.pixel_accuracy == pytest.approx(expected["pixel_accuracy"])
+
+
+@pytest.fixture
+def undecided(config: Config, data_root: Path, tmp_path: Path) -> Path:
+    """File of a model with random weights that sees every class in most images."""
+    model = build_model(config, 3).eval()
+    samples = list_file_samples(data_root / "val.txt")
+    image, _ = SegmentationDataset(samples, EvalTransform())[0]
+    with torch.no_grad():
+        model.cls[-1].weight.normal_(std=3)
+        model.cls[-1].bias -= model(image[None]).mean((0, 2, 3))
+    path = tmp_path / "undecided.safetensors"
+    save_weights(path, model.state_dict(), config, Taxonomy.generic(3), {})
+    return path
+
+
+def confusion_by_windows(checkpoint: Path, data_root: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """By windows of the size of the training crops, at two scales and mirrored; and without."""
+    model = load_model(checkpoint).model
+    windows = Semseg(
+        model=model, scales=(0.75, 1.25), flip=True, crop=(33, 41), stride=(22, 28), window_batch=8
+    )
+    samples = list_file_samples(data_root / "val.txt")
+    batches = [[x[None] for x in item] for item in SegmentationDataset(samples, EvalTransform())]
+    by_windows, whole = (
+        evaluate(predictor, batches, make_confusion(3, 255, CPU), CPU).confusion
+        for predictor in (windows, model)
+    )
+    return by_windows, whole
+
+
+def test_output(
+    data_root: Path, undecided: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scores"
+    args = ["--checkpoint", str(undecided), "--output", str(folder)]
+    args += ["--list", str(data_root / "val.txt"), "--workers", "0", "--protocol", "semseg"]
+    main(["eval", *args, "--scales=[0.75,1.25]", "--flip", "true"])
+    assert {path.name for path in folder.iterdir()} == {"scores.json", "confusion.png"}
+    saved = json.loads((folder / "scores.json").read_text())
+    counts, whole = confusion_by_windows(undecided, data_root)
+    # The model's weights were folded, which may move a pixel between two classes.
+    assert (torch.tensor(saved["confusion"]) - counts).abs().sum() <= 4
+    assert (whole - counts).abs().sum() > 40
+    scores = Scores(torch.tensor(saved["confusion"]))
+    assert saved["scores"] == pytest.approx(scores.summary())
+    assert scores.table(list(saved["classes"])) in capsys.readouterr().out
+    labels = [np.array(Image.open(data_root / "labels" / f"{i}.png")) for i in range(2)]
+    pixels = sum(np.bincount(label[label != 255], minlength=3) for label in labels)
+    assert [one["pixels"] for one in saved["classes"].values()] == pixels.tolist()
+    assert saved["options"]["scales"] == [0.75, 1.25]
+    assert (saved["options"]["protocol"], saved["options"]["flip"]) == ("semseg", True)
+    assert saved["versions"]["torch"] == torch.__version__
+    with Image.open(folder / "confusion.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_absent_classes_are_null(tmp_path: Path) -> None:
+    scores = Scores(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 0, 0]]))
+    save_scores(tmp_path, scores, Taxonomy.generic(3), EvalConfig("c", list="l"), CPU)
+    saved = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert [one["IoU"] for one in saved["classes"].values()] == [0.75, 0, None]
+    assert [one["acc"] for one in saved["classes"].values()] == [0.75, None, None]
+
+
+def test_output_that_is_a_file_is_named_first(
+    data_root: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pspfast.engine.evaluate.evaluate", pytest.fail)
+    (tmp_path / "file").touch()
+    options = EvalConfig(
+        str(finished_run / "best.safetensors"),
+        list=str(data_root / "val.txt"),
+        output=str(tmp_path / "file"),
+    )
+    with pytest.raises(FileExistsError, match="file"):
+        evaluate_files(options)

@@ -35,3 +35,20 @@ def test_poly_schedule_is_exact() -> None:
         optimizer.step()
         schedule.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0, 0]
+
+
+def test_schedule_continues() -> None:
+    def optimizer() -> torch.optim.Optimizer:
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    whole, rest = optimizer(), optimizer()
+    schedule = make_schedule(whole, 9, power=0.9)
+    for _ in range(4):
+        whole.step()
+        schedule.step()
+    continued = make_schedule(rest, 9, power=0.9, done=4)
+    for _ in range(5):
+        assert rest.param_groups[0]["lr"] == whole.param_groups[0]["lr"]
+        for o, s in ((whole, schedule), (rest, continued)):
+            o.step()
+            s.step()

@@ -14,8 +14,9 @@ from pspfast.data import SegmentationDataset, TrainTransform, list_file_samples
 from pspfast.engine.config import TrainConfig
 from pspfast.engine.optimizer import make_optimizer, make_schedule
 
-STEPS, BATCH, CROP, CLASSES = 30, 4, 105, 11
-LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-4
+STEPS, BATCH, CROP, CLASSES = 30, 4, 41, 11
+LR = 1e-3
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 AUX_WEIGHT = 0.4
 
 
@@ -66,13 +67,23 @@ def plainly(state: dict[str, Tensor], batches: list[tuple[Tensor, Tensor]]) -> l
     return losses
 
 
-def test_losses_agree_at_every_step(batches: list[tuple[Tensor, Tensor]]) -> None:
-    """Rounding differs, and training amplifies it: by some factor of ten in ten steps here."""
-    model = PSPNet(18, classes=CLASSES, dropout=0.0)
+# Rounding differs, and training amplifies it: BatchNorm of the pyramid's 1x1 level divides by the
+# spread of four values. In float64 differences grow from 1e-15 to 5e-8 in twenty steps, to 2e-2 in
+# thirty; float32, which has kernels of its own, begins at 2e-7 and has no twenty steps.
+@pytest.mark.parametrize(
+    ("dtype", "tolerances"),
+    [
+        (torch.float64, [1e-6] * 20 + [1e-1] * (STEPS - 20)),
+        (torch.float32, [1e-6, 1e-3]),
+    ],
+    ids=str,
+)
+def test_losses_agree_at_every_step(
+    batches: list[tuple[Tensor, Tensor]], dtype: torch.dtype, tolerances: list[float]
+) -> None:
+    model = PSPNet(18, classes=CLASSES, dropout=0.0, head_channels=64, aux_channels=64).to(dtype)
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    differences = [
-        ((a - b).abs() / b).max().item()
-        for a, b in zip(ours(model, batches), plainly(state, batches), strict=True)
-    ]
-    print([f"{d:.1e}" for d in differences])
-    assert differences[0] <= 1e-5
+    batches = [(images.to(dtype), labels) for images, labels in batches[: len(tolerances)]]
+    pairs = zip(ours(model, batches), plainly(state, batches), strict=True)
+    differences = [((a - b).abs() / b).max().item() for a, b in pairs]
+    assert all(d <= t for d, t in zip(differences, tolerances, strict=True)), differences

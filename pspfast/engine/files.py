@@ -1,0 +1,104 @@
+"""Files that are whole or not there: any, and those of tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+TEMPORARY = ".tmp"
+
+
+@contextmanager
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears under its name complete, or keeps what was there.
+
+    Only a process that is killed leaves ``<name>.tmp`` behind; whoever writes next replaces it.
+
+    Raises:
+        OSError: it cannot be written, the disk is full for one; names the file.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        # Errors of writing, other than of opening, name no file.
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Writes a safetensors file with a header of plain values and a checksum of both.
+
+    Args:
+        path: file to write.
+        tensors: by name.
+        header: what JSON holds.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(header)
+    metadata = {"pspfast": text, "crc32": _checksum(text, tensors)}
+    with atomic_open(path) as file:
+        file.write(serialize(tensors, metadata=metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header that ``write_tensors`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another file, or it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+    if not {"pspfast", "crc32"} <= metadata.keys():
+        raise ValueError(f"{path}: not written by pspfast train")
+    found = _checksum(metadata["pspfast"], tensors)
+    if found != metadata["crc32"]:
+        raise ValueError(
+            f"{path}: damaged: expected the CRC-32 {metadata['crc32']} of its contents, got {found}"
+        )
+    return tensors, json.loads(metadata["pspfast"])
+
+
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """Of everything that is read, names and shapes, too: the format itself checks sizes only."""
+    value = zlib.crc32(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {[*tensor.shape]}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts a new name on the disk; Windows opens no folders and needs no such thing."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

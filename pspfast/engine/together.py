@@ -1,0 +1,45 @@
+"""What several processes of a run agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Lets the main process do something while the others wait; what it raises, all raise."""
+    error: list[Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            action()
+        except Exception as raised:
+            error = [raised]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(error)
+    if error[0]:
+        raise error[0]
+
+
+def any_stops(accelerator: Accelerator, stop: bool, problem: str = "") -> bool:
+    """Whether any process was told to stop; all get the same answer, at the same step.
+
+    Args:
+        accelerator: of the run.
+        stop: whether this process was told to.
+        problem: why this process cannot go on.
+
+    Raises:
+        ValueError: a process cannot go on.
+    """
+    if accelerator.num_processes > 1:
+        flags = torch.tensor([stop, bool(problem)], device=accelerator.device, dtype=torch.float32)
+        stops, problems = accelerator.reduce(flags, "sum").tolist()
+        stop = stops > 0
+        if problems:
+            problem = next(filter(None, gather_object([problem])))
+    if problem:
+        raise ValueError(problem)
+    return stop

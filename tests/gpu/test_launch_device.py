@@ -1,0 +1,53 @@
+"""Triton launches on the current device: every launcher makes its tensors' the current one."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.machine_code import LAUNCHERS
+from pspfast.kernels import launch
+
+PUBLIC = [
+    function
+    for module in LAUNCHERS
+    for name, function in vars(module).items()
+    if inspect.isfunction(function) and function.__module__ == module.__name__ and name[0] != "_"
+]
+
+
+def test_there_are_launchers() -> None:
+    assert len(PUBLIC) == 17
+
+
+@pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__name__)
+def test_every_launcher_is_decorated(function: Any) -> None:
+    decorated = launch.on_the_device_of_the_first(lambda first: first)
+    assert function.__code__ is decorated.__code__
+
+
+def test_launches_on_the_device_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[Tensor] = []
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+
+    @launch.on_the_device_of_the_first
+    def launcher(first: Tensor, second: Tensor, *, factor: int) -> list[Tensor]:
+        return [first, second * factor, *current]
+
+    first, second = torch.ones(2), torch.ones(3)
+    got = launcher(first, second, factor=2)
+    assert got[0] is first and got[2] is first
+    assert torch.equal(got[1], 2 * second)
+    assert not current
