@@ -18,8 +18,11 @@ from PIL import Image
 from pspfast.engine import train as training
 from pspfast.engine.checkpoint import list_checkpoints, load_checkpoint
 from pspfast.engine.config import Config
+from pspfast.engine.evaluate import evaluate, make_confusion
+from pspfast.engine.inputs import make_loader, make_val_set
 from pspfast.engine.log import read_log
 from pspfast.engine.train import train
+from pspfast.engine.weights import load_model
 
 # Trains with a YAML file, and writes what backward returned and the validation's pixel counts.
 DRIVER = """
@@ -128,6 +131,13 @@ def test_two_processes_train_as_one(
     pixels = [int(sum((label == k).sum() for label in labels)) for k in range(3)]
     for record in (first, second):
         assert np.sum(record["confusion"], axis=1).tolist() == pixels
+
+    # One process labels as both did, of which each had statistics of its own images.
+    model = load_model(Path(config.train.output) / "final.safetensors").model
+    val_set = make_val_set(config.data, 3)
+    loader = make_loader(val_set, [[0], [1], [2]], workers=0)
+    scores = evaluate(model, loader, make_confusion(3, 255, torch.device("cpu")), "cpu")
+    assert scores.confusion.tolist() == first["confusion"]
 
     # Resumed from the epoch before, the last comes out the same, bit for bit.
     folder = Path(config.train.output)
