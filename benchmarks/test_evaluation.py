@@ -43,10 +43,10 @@ def model(camvid, device) -> pspfast.PSPNet:
     """Trained for an epoch: with random weights hardly any pixel would be decided."""
     torch.manual_seed(0)
     model = pspfast.PSPNet(18, classes=CLASSES, stem="7x7").to(device)
-    transform = TrainTransform((121, 161), scale=(0.25, 0.75), blur=0)
+    transform = TrainTransform((97, 129), scale=(0.25, 0.75), rotate=0, blur=0)
     train = SegmentationDataset(list_file_samples(camvid / "train.txt"), transform)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    for images, labels in DataLoader(train, batch_size=8, shuffle=True, drop_last=True):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for images, labels in DataLoader(train, batch_size=4, shuffle=True, drop_last=True):
         _, main_loss, aux_loss = model(images.to(device), labels.to(device))
         optimizer.zero_grad()
         (main_loss + 0.4 * aux_loss).backward()

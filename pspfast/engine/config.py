@@ -189,6 +189,11 @@ class TrainConfig:
                 "train.checkpoint_activations: expected false with train.compile, which chooses "
                 "itself what is computed again, got true"
             )
+        if self.sharding == "fsdp2" and self.channels_last:
+            raise ValueError(
+                "train.channels_last: expected false with train.sharding fsdp2, which divides "
+                "contiguous weights only, got true"
+            )
         if self.sharding == "fsdp2" and self.precision == "fp16":
             raise ValueError(
                 'train.precision: expected "no" or "bf16" with train.sharding fsdp2, got "fp16", '

@@ -389,10 +389,15 @@ def test_batch_without_labelled_pixels_is_no_error(config: Config, tmp_path: Pat
     [
         ({"batch_size": 7}, "at most the 6 training samples, got 7"),
         ({"batch_size": 3, "accumulate": 2}, "expected a multiple of 2"),
+        ({"compile": True, "checkpoint_activations": True}, "false with train.compile"),
+        ({"sharding": "fsdp2", "precision": "fp16"}, "train.precision: expected"),
+        ({"sharding": "fsdp2", "channels_last": True}, "train.channels_last: expected false"),
         ({"sharding": "fsdp2"}, r'train\.sharding: expected "none" for one process'),
     ],
 )
-def test_wrong_sizes_are_errors(config: Config, changes: dict[str, object], message: str) -> None:
+def test_options_that_do_not_go_together_are_errors(
+    config: Config, changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         train(variant(config, **changes))
 

@@ -76,7 +76,7 @@ def plainly(state: dict[str, Tensor], batches: list[tuple[Tensor, Tensor]]) -> l
         (torch.float64, [1e-6] * 20 + [1e-1] * (STEPS - 20)),
         (torch.float32, [1e-6, 1e-3]),
     ],
-    ids=str,
+    ids=["float64", "float32"],
 )
 def test_losses_agree_at_every_step(
     batches: list[tuple[Tensor, Tensor]], dtype: torch.dtype, tolerances: list[float]
