@@ -15,8 +15,8 @@ from torchmetrics.utilities.plot import plot_confusion_matrix
 
 from pspfast import __version__
 from pspfast.data import Taxonomy
-from pspfast.engine.checkpoint import atomic_open
 from pspfast.engine.config import EvalConfig
+from pspfast.engine.files import atomic_open
 
 # Numbers of a larger matrix would be too small to read.
 _MOST_NUMBERED_CLASSES = 30
