@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pspfast.engine.config import TrainConfig
 from pspfast.engine.files import TEMPORARY, read_tensors, write_tensors
-from pspfast.engine.files import atomic_open as atomic_open
 
 # Entries of a state that hold tensors, by name; the others are plain values.
 _TENSORS = ("model", "momentum", "random")
