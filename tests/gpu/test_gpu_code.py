@@ -3,8 +3,6 @@
 import ctypes
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from triton.runtime.autotuner import Autotuner
 
-from benchmarks.gpu_code import SECTION, Row, merged, on_chips
+from benchmarks.gpu_code import SECTION, Row, main, merged, on_chips
 from benchmarks.machine_code import LAUNCHERS, MachineCode, checked
 from benchmarks.occupancy import CHIPS, Chip, resident_blocks
 from benchmarks.report import with_section
@@ -143,13 +141,14 @@ def test_leaves_other_sections() -> None:
 
 
 @pytest.mark.parametrize("page", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
-def test_refuses_a_page_without_markers(tmp_path: Path, page: str) -> None:
+def test_refuses_a_page_without_markers(
+    tmp_path: Path, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "GPU.md"
     output.write_text(page)
-    command = [sys.executable, "-m", "benchmarks.gpu_code", "--output", output]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert f"{output}: expected one {BEGIN} and one {END} behind it" in result.stderr
+    with pytest.raises(SystemExit, match="2"):
+        main(["--output", str(output)])
+    assert f"{output}: expected one {BEGIN} and one {END} behind it" in capsys.readouterr().err
     assert output.read_text() == page
 
 
