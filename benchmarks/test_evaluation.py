@@ -1,6 +1,5 @@
 """semseg's evaluation, windows at six scales with mirror images, of CamVid at half its size."""
 
-import os
 from itertools import cycle
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import pspfast
+from benchmarks.camvid import camvid_folder
 from benchmarks.semseg_evaluation import SemsegPSPNet18, evaluate
 from pspfast.data import (
     EvalTransform,
@@ -30,12 +30,7 @@ IMAGES, WARMUP_ROUNDS = 20, 0
 
 @pytest.fixture(scope="module")
 def camvid() -> Path:
-    folder = Path(
-        os.environ.get("PSPFAST_CAMVID", Path(__file__).parents[2] / "shared/data/camvid")
-    )
-    if not folder.is_dir():
-        pytest.skip("CamVid is not on this machine")
-    return folder
+    return camvid_folder()
 
 
 @pytest.fixture(scope="module")

@@ -20,23 +20,17 @@ BatchNormReluParams make_params(const char* op, const at::Tensor& z, bool relu, 
   return {z.size(0) * z.size(2) * z.size(3), z.size(1), dtype, relu, eps};
 }
 
-at::ScalarType sum_type(const at::Tensor& z) { return z.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
 // A tensor [C] in the type of sums.
 at::Tensor per_channel(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& z) {
   TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.size(0) == z.size(1), op, ": ", argument,
                     ": expected [C] with C = ", z.size(1), ", got shape ", tensor.sizes());
-  return tensor.to(sum_type(z)).contiguous();
+  return tensor.to(sum_type(check_dtype(op, "x", z))).contiguous();
 }
 
 void check_like_x(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& z) {
   TORCH_CHECK_VALUE(tensor.sizes() == z.sizes(), op, ": ", argument, ": expected shape ", z.sizes(), ", got ",
                     tensor.sizes());
   check_same(op, argument, tensor, "x", z);
-}
-
-at::MemoryFormat format_of(const at::Tensor& z) {
-  return is_channels_last(z) ? kChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 // Holds what the pointers of BatchNormReluInputs point to.
@@ -76,7 +70,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const at::Tensor& z, cons
                                                        double eps) {
   constexpr auto op = "batch_norm_relu";
   const auto params = make_params(op, z, relu, eps);
-  const auto options = z.options().dtype(sum_type(z));
+  const auto options = z.options().dtype(sum_type(params.dtype));
   at::Tensor mean = at::zeros({params.channels}, options), var = at::zeros({params.channels}, options);
   const at::Tensor dense = z.contiguous(kChannelsLast);
   if (z.numel() > 0) {

@@ -25,6 +25,9 @@ inline DType check_dtype(const char* op, const char* argument, const at::Tensor&
                    tensor.is_cpu() ? " or float64" : "", ", got ", tensor.scalar_type());
 }
 
+// Of sums of such elements.
+inline at::ScalarType sum_type(DType dtype) { return dtype == DType::kFloat64 ? at::kDouble : at::kFloat; }
+
 inline PyramidLevels check_bins(const char* op, at::IntArrayRef bins) {
   TORCH_CHECK_VALUE(!bins.empty() && bins.size() <= kMaxLevels, op, ": bins: expected 1 to ", kMaxLevels,
                     " levels, got ", bins.size());
@@ -76,6 +79,12 @@ inline void check_priors(const char* op, const at::Tensor& priors, const at::Ten
 // A map whose memory order is channels_last and cannot be read as contiguous.
 inline bool is_channels_last(const at::Tensor& map) {
   return map.is_contiguous(at::MemoryFormat::ChannelsLast) && !map.is_contiguous();
+}
+
+// channels_last if one of the maps is, as results of at::conv2d are.
+template <class... Maps>
+at::MemoryFormat format_of(const Maps&... maps) {
+  return (is_channels_last(maps) || ...) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 }  // namespace pspfast

@@ -43,10 +43,6 @@ void check_epilogue(const char* op, const at::Tensor& x, int64_t out_channels, c
   }
 }
 
-at::MemoryFormat format_of(const at::Tensor& map, const at::Tensor& weight) {
-  return is_channels_last(map) || is_channels_last(weight) ? kChannelsLast : at::MemoryFormat::Contiguous;
-}
-
 // In memory such that its taps lie one after another.
 at::Tensor dense_weight(const at::Tensor& weight) { return is_channels_last(weight) ? weight : weight.contiguous(); }
 
@@ -176,7 +172,7 @@ at::Tensor forward_transformed(const at::Tensor& x, const at::Tensor& transforme
   TORCH_CHECK_TYPE(transformed.scalar_type() == at::kFloat, op, ": transformed: expected Float, got ",
                    transformed.scalar_type());
   check_epilogue(op, x, out_channels, bias, residual);
-  const auto format = is_channels_last(x) ? kChannelsLast : at::MemoryFormat::Contiguous;
+  const auto format = format_of(x);
   if (p.batch == 0) {
     return at::empty({0, p.out_channels, p.height, p.width}, x.options(), format);
   }

@@ -45,7 +45,7 @@ at::Tensor upsample_add(const at::Tensor& base, const at::Tensor& mixed, const s
   check_kernel_size(op, "mixed", mixed.size(2), mixed.size(3));
   const bool channels_last = is_channels_last(base);
   const auto params = make_upsample_params(base, mixed.size(2), pyramid, align_corners, channels_last, dtype);
-  const auto sums = dtype == DType::kFloat64 ? at::kDouble : at::kFloat;
+  const auto sums = sum_type(dtype);
   TORCH_CHECK_TYPE(mixed.scalar_type() == sums, op, ": mixed: expected ", sums, ", got ", mixed.scalar_type());
   if (bias) check_bias(op, *bias, base.size(1), "base", base);
   const at::Tensor dense = channels_last ? base : base.contiguous();
@@ -112,8 +112,7 @@ std::tuple<at::Tensor, at::Tensor> mix(const at::Tensor& priors, const at::Tenso
                                        bool levels_first) {
   const auto p = make_mix_params("pyramid_mix", priors, weight, bins, levels_first);
   const int64_t k = weight.size(2);
-  at::Tensor mixed = at::empty({p.batch, p.bin_count, k, k, p.out_channels},
-                               priors.options().dtype(p.dtype == DType::kFloat64 ? at::kDouble : at::kFloat));
+  at::Tensor mixed = at::empty({p.batch, p.bin_count, k, k, p.out_channels}, priors.options().dtype(sum_type(p.dtype)));
   at::Tensor weight_x = at::empty({p.out_channels, p.x_channels, k, k}, weight.options(), format_of(p));
   if (weight.numel() > 0) {
     cpu::pyramid_mix(p, rows_of(priors).const_data_ptr(), weight.contiguous(format_of(p)).const_data_ptr(),

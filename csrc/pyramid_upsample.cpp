@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include "checks.h"
 #include "pyramid_upsample_call.h"
 
 #ifdef PSPFAST_WITH_CUDA
@@ -13,8 +14,7 @@
 namespace pspfast {
 
 at::Tensor empty_values(const PyramidUpsampleParams& p, const at::TensorOptions& options) {
-  return at::empty({p.batch, p.bin_count, p.kernel_size, p.kernel_size, p.channels},
-                   options.dtype(p.dtype == DType::kFloat64 ? at::kDouble : at::kFloat));
+  return at::empty({p.batch, p.bin_count, p.kernel_size, p.kernel_size, p.channels}, options.dtype(sum_type(p.dtype)));
 }
 
 void call_upsample(const PyramidUpsampleParams& params, const PyramidUpsampleEpilogue& epilogue,

@@ -59,7 +59,8 @@ void call_softmax(const UpsampleParams& params, const at::Tensor& logits, bool f
 at::Tensor upsample_softmax(const at::Tensor& logits, int64_t height, int64_t width, bool align_corners, bool flip,
                             double weight) {
   const UpsampleParams params = make_upsample_params("upsample_softmax", logits, height, width, align_corners);
-  at::Tensor out = at::empty({params.batch, params.classes, height, width}, logits.options().dtype(sum_type(params)));
+  at::Tensor out =
+      at::empty({params.batch, params.classes, height, width}, logits.options().dtype(sum_type(params.dtype)));
   call_softmax(params, logits, flip, /*add=*/false, weight, out);
   return out;
 }
@@ -72,8 +73,8 @@ void upsample_softmax_add(at::Tensor& out, const at::Tensor& logits, bool align_
   TORCH_CHECK_VALUE(out.device() == logits.device(), op, ": out: expected device ", logits.device(), " as logits, got ",
                     out.device());
   const UpsampleParams params = make_upsample_params(op, logits, out.size(2), out.size(3), align_corners);
-  TORCH_CHECK_TYPE(out.scalar_type() == sum_type(params), op, ": out: expected ", sum_type(params), ", got ",
-                   out.scalar_type());
+  TORCH_CHECK_TYPE(out.scalar_type() == sum_type(params.dtype), op, ": out: expected ", sum_type(params.dtype),
+                   ", got ", out.scalar_type());
   call_softmax(params, logits, flip, /*add=*/true, weight, out);
 }
 

@@ -26,11 +26,6 @@ inline at::Tensor dense_logits(const UpsampleParams& params, const at::Tensor& l
   return params.channels_last ? logits : logits.contiguous();
 }
 
-// Of sums over classes.
-inline at::ScalarType sum_type(const UpsampleParams& params) {
-  return params.dtype == DType::kFloat64 ? at::kDouble : at::kFloat;
-}
-
 inline LabelType check_label_type(const char* op, at::ScalarType dtype, int64_t classes) {
   switch (dtype) {
     case at::kByte:

@@ -40,7 +40,7 @@ UpsampleLossParams make_params(const char* op, const at::Tensor& logits, const a
 }
 
 at::Tensor sums_weight(const UpsampleLossParams& params, const std::optional<at::Tensor>& weight) {
-  return weight ? weight->to(sum_type(params)).contiguous() : at::Tensor();
+  return weight ? weight->to(sum_type(params.dtype)).contiguous() : at::Tensor();
 }
 
 const void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
@@ -68,7 +68,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> upsample_loss(const a
   const at::Tensor dense = dense_logits(params, logits), dense_weight = sums_weight(params, weight);
   const at::Tensor targets = target.to(at::kLong).contiguous();
   const at::ScalarType label_type = default_label_type(params.classes);
-  const auto of_sums = logits.options().dtype(sum_type(params));
+  const auto of_sums = logits.options().dtype(sum_type(params.dtype));
   at::Tensor lse = at::empty(target.sizes(), of_sums);
   at::Tensor labels =
       at::empty(return_labels ? target.sizes() : at::IntArrayRef({0}), logits.options().dtype(label_type));
@@ -109,12 +109,12 @@ at::Tensor upsample_loss_backward(const at::Tensor& scale, const at::Tensor& log
   constexpr auto op = "upsample_loss_backward";
   const auto params = make_params(op, logits, target, weight, ignore_index, align_corners, label_smoothing);
   TORCH_CHECK_VALUE(lse.sizes() == target.sizes(), op, ": lse: expected shape ", target.sizes(), ", got ", lse.sizes());
-  TORCH_CHECK_TYPE(lse.scalar_type() == sum_type(params), op, ": lse: expected ", sum_type(params), ", got ",
-                   lse.scalar_type());
+  TORCH_CHECK_TYPE(lse.scalar_type() == sum_type(params.dtype), op, ": lse: expected ", sum_type(params.dtype),
+                   ", got ", lse.scalar_type());
   TORCH_CHECK_VALUE(scale.numel() == 1, op, ": scale: expected one number, got shape ", scale.sizes());
   const at::Tensor dense = dense_logits(params, logits), dense_weight = sums_weight(params, weight);
   const at::Tensor targets = target.to(at::kLong).contiguous(), dense_lse = lse.contiguous();
-  const at::Tensor dense_scale = scale.to(sum_type(params)).contiguous();
+  const at::Tensor dense_scale = scale.to(sum_type(params.dtype)).contiguous();
   at::Tensor grad_logits = at::empty_like(dense);
   if (grad_logits.numel() == 0) {
     return grad_logits;

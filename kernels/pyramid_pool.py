@@ -8,6 +8,7 @@ the band's rows.
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -131,17 +132,23 @@ def _bwd_kernel(
             row = end
 
 
-def _blocks(batch: int, channels: int, width: int, channels_last: bool) -> tuple[int, int, int]:
-    """Channels and columns of a program, and the power of two that divides every row's offset."""
+def _channels(batch: int, channels: int, channels_last: bool) -> int:
+    """Channels of a program."""
     # 64 or 128 consecutive bytes where channels are consecutive in memory; fewer channels where
     # programs of 32 would not fill a large GPU.
-    block_c = 32 if channels_last and batch * channels >= 32 * 256 else 16
-    return block_c, column_block(width), width_divisor(width)
+    return 32 if channels_last and batch * channels >= 32 * 256 else 16
 
 
-def _forward_columns(width: int, channels_last: bool, element_size: int) -> int:
-    """Columns of a forward program: 64 with 16-bit channels would reach sm_100's stack."""
-    return min(column_block(width), 32 if channels_last and element_size == 2 else 64)
+def _columns(x: Tensor, width: int, channels_last: bool, forward: bool) -> int:
+    """Columns of a program: 64 of 16 bits would reach the stack in some cases, of channels on
+    sm_100, of rows that begin at no multiple of 16 bytes on sm_90."""
+    most = 64
+    if channels_last:
+        most = 32 if forward and x.element_size() == 2 else 64
+    elif width_divisor(width) * x.element_size() < 16:
+        # Of float16's forward, half as many would reach it instead.
+        most = 64 if forward and x.dtype == torch.float16 else 32
+    return min(column_block(width), most)
 
 
 @on_the_device_of_the_first
@@ -154,7 +161,7 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
         pooled = x.new_empty((batch, bin_count, channels)).transpose(1, 2)
     else:
         pooled = x.new_empty((batch, channels, bin_count))
-    block_c, _, divisor = _blocks(batch, channels, width, channels_last)
+    block_c, divisor = _channels(batch, channels, channels_last), width_divisor(width)
     # All bins of (1, 2, 3, 6) are one block of 64. More bins than 128 would not fit a program's
     # registers: x is then read once for every 128.
     block_s = 16 if bin_count <= 16 else 64 if bin_count <= 64 else 128
@@ -170,7 +177,7 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
         CHANNELS_LAST=channels_last,
         WIDTH_DIVISOR=divisor,
         BLOCK_C=block_c,
-        BLOCK_W=_forward_columns(width, channels_last, x.element_size()),
+        BLOCK_W=_columns(x, width, channels_last, forward=True),
         BLOCK_S=block_s,
     )
     return pooled
@@ -184,7 +191,7 @@ def pyramid_pool_backward(
     batch, channels, bin_count = grad.shape
     grad = (grad.transpose(1, 2) if channels_last else grad).contiguous()
     grad_x = empty_map(grad, (batch, channels, height, width), channels_last)
-    block_c, block_w, divisor = _blocks(batch, channels, width, channels_last)
+    block_c, divisor = _channels(batch, channels, channels_last), width_divisor(width)
     grid = (batch * -(-channels // block_c),)
     wrap_triton(_bwd_kernel)[grid](
         grad,
@@ -197,6 +204,6 @@ def pyramid_pool_backward(
         CHANNELS_LAST=channels_last,
         WIDTH_DIVISOR=divisor,
         BLOCK_C=block_c,
-        BLOCK_W=block_w,
+        BLOCK_W=_columns(grad, width, channels_last, forward=False),
     )
     return grad_x

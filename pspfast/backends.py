@@ -115,13 +115,21 @@ def default(device: str) -> str:
     return "reference"
 
 
-def select(op: str, tensor: Tensor) -> str:
+def select(op: str, tensor: Tensor, *, has_cuda_kernel: bool = True) -> str:
     """The backend that serves ``tensor``.
+
+    Args:
+        op: named in errors.
+        tensor: the op's first.
+        has_cuda_kernel: whether the op has one in CUDA C++; if not, ``triton`` serves for ``cuda``,
+            or ``reference`` where that is missing.
 
     Raises:
         RuntimeError: the chosen backend is missing or does not serve the tensor's device.
     """
     chosen = _select(op, tensor.device.type)
+    if chosen == "cuda" and not has_cuda_kernel:
+        chosen = "reference" if "triton" in MISSING else "triton"
     if chosen == "triton":
         load_triton_ops()
     return chosen

@@ -1,6 +1,5 @@
 """Fixtures for all tests."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import torch
 
 # For what benchmarks/ shares; at the end, where the folder pspfast shadows no installed one.
 sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks.camvid import camvid_folder
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +26,4 @@ def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def camvid() -> Path:
-    """The data set, where it is: in $PSPFAST_CAMVID, or beside the project."""
-    folder = Path(
-        os.environ.get("PSPFAST_CAMVID", Path(__file__).parents[2] / "shared/data/camvid")
-    )
-    if not folder.is_dir():
-        pytest.skip("CamVid is not on this machine")
-    return folder
+    return camvid_folder()

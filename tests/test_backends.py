@@ -59,6 +59,20 @@ def test_missing_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         pyramid_pool(X, (1,))
 
 
+@pytest.mark.parametrize("missing", [{}, {"triton": "not installed"}])
+def test_triton_serves_an_op_without_cuda_kernel(
+    missing: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[bool] = []
+    monkeypatch.setattr(backends, "MISSING", missing)
+    monkeypatch.setattr(backends, "_DEVICES", {"cuda": "cpu", "triton": "cpu"})
+    monkeypatch.setattr(backends, "load_triton_ops", lambda: loaded.append(True))
+    assert backends.select("op", X) == "cuda"
+    expected = "reference" if missing else "triton"
+    assert backends.select("op", X, has_cuda_kernel=False) == expected
+    assert loaded == ([] if missing else [True])
+
+
 @pytest.mark.parametrize(
     ("value", "expected"), [("reference", "reference"), ("tpu", "PSPFAST_BACKEND: expected one of")]
 )

@@ -84,6 +84,14 @@ def check_bias(op: str, bias: Tensor, weight: Tensor, x: Tensor) -> None:
     check_same(op, "bias", bias, "x", x)
 
 
+def check_residual(op: str, residual: Tensor, shape: Sequence[int], x: Tensor) -> None:
+    if list(residual.shape) != list(shape):
+        raise ValueError(
+            f"{op}: residual: expected shape {list(shape)}, got {list(residual.shape)}"
+        )
+    check_same(op, "residual", residual, "x", x)
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """What sums of numbers of this dtype are kept in."""
     return torch.float64 if dtype == torch.float64 else torch.float32

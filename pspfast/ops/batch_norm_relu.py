@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_map, check_same, format_of, sum_dtype
+from pspfast.ops._checks import check_map, check_residual, format_of, sum_dtype
 
 _OP = "batch_norm_relu"
 
@@ -135,11 +135,7 @@ def batch_norm_relu_reference(
 
 
 def _select(x: Tensor) -> str:
-    backend = backends.select(_OP, x)
-    if backend == "cuda":
-        backend = "reference" if "triton" in backends.MISSING else "triton"
-        backends.load_triton_ops()
-    return backend
+    return backends.select(_OP, x, has_cuda_kernel=False)
 
 
 def _op(backend: str, part: str) -> Any:
@@ -155,11 +151,7 @@ def _check_inputs(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | No
                 f"{_OP}: {name}: expected [C] with C = {x.shape[1]}, got shape {list(tensor.shape)}"
             )
     if residual is not None:
-        if residual.shape != x.shape:
-            raise ValueError(
-                f"{_OP}: residual: expected shape {list(x.shape)}, got {list(residual.shape)}"
-            )
-        check_same(_OP, "residual", residual, "x", x)
+        check_residual(_OP, residual, x.shape, x)
 
 
 def _fake(

@@ -21,6 +21,7 @@ from pspfast.ops._checks import (
     autocast,
     check_bias,
     check_map,
+    check_residual,
     check_same,
     format_of,
     is_channels_last,
@@ -65,7 +66,7 @@ def dilated_conv2d(
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias, residual = autocast(x, weight, bias, residual)
     arguments = (x, weight, bias, dilation, residual, relu)
-    match backends.select(_OP, x):
+    match backends.select(_OP, x, has_cuda_kernel=False):
         case "reference":
             _check_inputs(*arguments)
             return dilated_conv2d_reference(*arguments)
@@ -73,9 +74,6 @@ def dilated_conv2d(
             return torch.ops.pspfast.dilated_conv2d(*arguments)
         case _:
             _check_inputs(*arguments)
-            if "triton" in backends.MISSING or x.dtype == torch.float64:
-                return dilated_conv2d_reference(*arguments)
-            backends.load_triton_ops()
             if _library_is_faster(*arguments):
                 return dilated_conv2d_reference(*arguments)
             return torch.ops.pspfast.dilated_conv2d_triton(*arguments)
@@ -156,10 +154,7 @@ def _check_inputs(
     if bias is not None:
         check_bias(_OP, bias, weight, x)
     if residual is not None:
-        shape = [x.shape[0], out_channels, *x.shape[2:]]
-        if list(residual.shape) != shape:
-            raise ValueError(f"{_OP}: residual: expected shape {shape}, got {list(residual.shape)}")
-        check_same(_OP, "residual", residual, "x", x)
+        check_residual(_OP, residual, [x.shape[0], out_channels, *x.shape[2:]], x)
 
 
 def _fake(

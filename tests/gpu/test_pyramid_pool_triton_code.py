@@ -55,12 +55,7 @@ def test_accesses(width: int, channels_last: bool, dtype: torch.dtype, arch: int
 @every_arch
 @every_dtype
 @every_layout
-def test_spills(
-    request: pytest.FixtureRequest, width: int, channels_last: bool, dtype: torch.dtype, arch: int
-) -> None:
-    if (width, channels_last, dtype.itemsize, arch) == (60, False, 2, 90):
-        reason = "8 bytes of stack: backward at 80 registers, bfloat16's forward at 128"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_spills(width: int, channels_last: bool, dtype: torch.dtype, arch: int) -> None:
     for code in compiled(width, channels_last, dtype, arch):
         assert code.stack <= MAX_STACK_BYTES[arch], f"{code.name} spills"
 
