@@ -6,18 +6,44 @@
 namespace pspfast::cuda {
 namespace {
 
-// The last step of the backward: each row's own sums, and those of the row of cells above it.
-template <typename T>
+__host__ __device__ int64_t logits_count(const UpsampleLossParams& params) {
+  return params.batch * params.classes * params.rows * params.cols;
+}
+
+// Logits of a row that follow one another in memory; the row below begins behind them.
+__host__ __device__ int64_t logits_row(const UpsampleLossParams& params) {
+  return params.channels_last ? params.cols * params.classes : params.cols;
+}
+
+// The last step of the backward: each row's own sums, and those of the row of cells above it. A thread takes Size
+// neighbouring logits, one or 16 bytes of them.
+template <typename T, int Size>
 __global__ void __launch_bounds__(kGradThreads)
     add_rows_kernel(const __grid_constant__ UpsampleLossParams params, const float* __restrict__ partial,
                     const float* __restrict__ scale, T* __restrict__ grad_logits) {
-  const int64_t row_size = params.channels_last ? params.cols * params.classes : params.cols;
-  const int64_t size = params.batch * params.classes * params.rows * params.cols;
+  constexpr int kSums = Size == 1 ? 1 : kVectorSize<float>;
+  const int64_t row_size = logits_row(params), size = logits_count(params);
 #pragma unroll 1
-  for (int64_t i = int64_t{blockIdx.x} * kGradThreads + threadIdx.x; i < size; i += int64_t{gridDim.x} * kGradThreads) {
-    const float from_above = i < row_size ? 0.f : partial[size + i - row_size];
-    grad_logits[i] = from_float<T>(*scale * (partial[i] + from_above));
+  for (int64_t i = (int64_t{blockIdx.x} * kGradThreads + threadIdx.x) * Size; i < size;
+       i += int64_t{gridDim.x} * kGradThreads * Size) {
+    Vector<T, Size> grad;
+#pragma unroll
+    for (int first = 0; first < Size; first += kSums) {
+      const auto own = load<kSums>(partial + i + first);
+      Vector<float, kSums> from_above = {};
+      if (i >= row_size) from_above = load<kSums>(partial + size + i + first - row_size);
+#pragma unroll
+      for (int j = 0; j < kSums; ++j) grad.data[first + j] = from_float<T>(*scale * (own.data[j] + from_above.data[j]));
+    }
+    store<true>(grad_logits + i, grad);
   }
+}
+
+template <typename T, int Size>
+void launch_add_rows(const UpsampleLossParams& params, const float* partial, const float* scale, T* grad_logits,
+                     cudaStream_t stream) {
+  PSPFAST_LAUNCH((add_rows_kernel<T, Size>), logits_grid(parts_of(logits_count(params), kGradThreads * Size)),
+                 kGradThreads, 0, stream, params, partial, scale, grad_logits);
 }
 
 }  // namespace
@@ -40,23 +66,23 @@ cudaError_t upsample_loss(const UpsampleLossParams& params, const void* logits, 
 }
 
 // Two sums for every logit.
-int64_t upsample_loss_workspace(const UpsampleLossParams& params) {
-  return 2 * params.batch * params.classes * params.rows * params.cols * sizeof(float);
-}
+int64_t upsample_loss_workspace(const UpsampleLossParams& params) { return 2 * logits_count(params) * sizeof(float); }
 
 cudaError_t upsample_loss_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
                                    const float* weight, const float* lse, const float* scale, void* grad_logits,
                                    void* workspace, cudaStream_t stream) {
   const GradPlan plan = make_grad_plan(params);
   auto* const partial = static_cast<float*>(workspace);
-  const int64_t size = params.batch * params.classes * params.rows * params.cols;
   return dispatch_logits(params, [&](auto* type) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     const auto kernel = params.label_smoothing > 0 ? loss_bwd_kernel<T, true> : loss_bwd_kernel<T, false>;
     PSPFAST_LAUNCH(kernel, logits_grid(plan.blocks), kGradThreads, sizeof(GradShared), stream, params, plan,
                    static_cast<const T*>(logits), target, weight, lse, partial);
-    PSPFAST_LAUNCH(add_rows_kernel<T>, logits_grid(parts_of(size, kGradThreads)), kGradThreads, 0, stream, params,
-                   partial, scale, static_cast<T*>(grad_logits));
+    // Then all rows of sums and of gradients begin at multiples of 16 bytes, as the workspace does.
+    const bool wide =
+        logits_row(params) % kVectorSize<T> == 0 && is_vector_aligned(partial) && is_vector_aligned(grad_logits);
+    const auto add_rows = wide ? launch_add_rows<T, kVectorSize<T>> : launch_add_rows<T, 1>;
+    add_rows(params, partial, scale, static_cast<T*>(grad_logits), stream);
   });
 }
 

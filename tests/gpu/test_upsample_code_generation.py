@@ -9,8 +9,9 @@ import pytest
 ARCHS = pytest.mark.parametrize("arch", [80, 90, 100])
 # Three dtypes, many or few rows; the loss with and without label smoothing besides.
 FORWARD_KERNELS = 3 * 2
-# Three dtypes with and without label smoothing; and the kernel that adds rows.
-BACKWARD_KERNELS = 3 * 2 + 3
+# Three dtypes with and without label smoothing; and the kernel that adds rows, by one logit or 16
+# bytes of them.
+BACKWARD_KERNELS = 3 * 2 + 3 * 2
 # One for each of eight rows of pixels, of a class and a column.
 ROWS = 8
 
@@ -50,6 +51,11 @@ def test_loss(cuda_code: Callable[..., list], arch: int) -> None:
     assert len(forward) == 2 * FORWARD_KERNELS
     assert len(kernels) - len(forward) == BACKWARD_KERNELS
     check_resources(kernels)
+    for kernel in (kernel for kernel in kernels if "add_rows" in kernel.name):
+        if ", 1>" not in kernel.name:
+            # Besides the scale, which is one number.
+            assert set(kernel.global_loads) == {32, 128}, kernel.name
+            assert set(kernel.global_stores) == {128}, kernel.name
     check_powers([k for k in forward if f", {ROWS}, " in k.name], least=1, most=8)
     check_powers(backward, least=1, most=16)
     for kernel in kernels:
