@@ -22,7 +22,7 @@ struct LossImage {
 };
 
 // What the gradient of these pixels is made of: with respect to class k, which has probability p,
-// all * p - (k is target) * one - u[k] * smooth.
+// all * p - (k is target) * one - u[k] * smooth. Without weights and smoothing only lse and target are used.
 template <class A>
 struct PixelBlock {
   A lse[kBlock], all[kBlock], one[kBlock], smooth[kBlock];
@@ -30,7 +30,7 @@ struct PixelBlock {
 };
 
 // grad [classes, rows, cols], buffer [3, classes, 16], carry [classes, 16], column_weights [sources of any sixteen
-// columns, 16], blocks [rows of the image that read one row of logits].
+// columns and three more, 16], blocks [rows of the image that read one row of logits].
 template <class A>
 struct GatherScratch {
   Scratch<A> grad, buffer, carry, column_weights;
@@ -75,7 +75,7 @@ void loss(const UpsampleLossParams& p, const T* logits, const int64_t* target, c
   });
 }
 
-template <class T, bool kSmooth>
+template <class T, bool kPlain>
 void loss_backward(const UpsampleLossParams& p, const T* logits, const int64_t* target, const Acc<T>* weight,
                    const Acc<T>* lse, Acc<T> scale, T* grad_logits) {
   using A = Acc<T>;
@@ -90,11 +90,11 @@ void loss_backward(const UpsampleLossParams& p, const T* logits, const int64_t* 
   const int64_t parts = std::min(p.classes, wanted), most = ceil_div(p.classes, parts);
   parallel_tasks(p.batch * parts, [&] {
     return [&, scratch = GatherScratch<A>{scratch<A>(most * plane), scratch<A>(3 * most * kLanes),
-                                          scratch<A>(most * kLanes), scratch<A>(p.cols * kLanes),
+                                          scratch<A>(most * kLanes), scratch<A>((p.cols + 3) * kLanes),
                                           scratch<PixelBlock<A>>(rows.longest())}](int64_t task) {
       const int64_t n = task / parts, part = task % parts;
       const int64_t first = p.classes * part / parts, classes = p.classes * (part + 1) / parts - first;
-      PSPFAST_CALL(gather_classes, std::bool_constant<kSmooth>{}, p, rows, cols, first, classes,
+      PSPFAST_CALL(gather_classes, std::bool_constant<kPlain>{}, p, rows, cols, first, classes,
                    image_of(p, n, logits, target, weight), lse + n * p.height * p.width, scratch);
       T* to = grad_logits + n * image_size(p);
       for (int64_t k = 0; k < classes; ++k) {
@@ -124,7 +124,7 @@ void upsample_loss_backward(const UpsampleLossParams& params, const void* logits
                             const void* weight, const void* lse, const void* scale, void* grad_logits) {
   dispatch(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    (params.label_smoothing > 0
+    (params.label_smoothing == 0 && !weight
          ? loss_backward<T, true>
          : loss_backward<T, false>)(params, static_cast<const T*>(logits), target, static_cast<const Acc<T>*>(weight),
                                     static_cast<const Acc<T>*>(lse), *static_cast<const Acc<T>*>(scale),

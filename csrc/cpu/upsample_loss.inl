@@ -1,6 +1,42 @@
 // Loops of upsample_loss on one thread, included once per vector level.
 #include "upsample.inl"
 
+// Targets of sixteen pixels that are not classes.
+constexpr int32_t kIgnored = -1, kInvalid = -2;
+
+// The targets of `count` pixels from `target` on, count <= 16; the other lanes are ignored.
+template <class A>
+PSPFAST_INLINE Lanes<Integer<A>> load_target(const UpsampleLossParams& p, const int64_t* target, int64_t count) {
+  int64_t padded[kLanes];
+  if (count < kLanes) {
+    std::fill_n(padded, kLanes, p.ignore_index);
+    std::copy_n(target, count, padded);
+    target = padded;
+  }
+  // In halves: compilers take comparisons of vectors longer than the processor's apart, lane by lane.
+  constexpr int64_t kHalf = kLanes / 2;
+  using Half = VectorOf<int64_t, kHalf>;
+  VectorOf<Integer<A>, kHalf> halves[2];
+  for (int64_t i = 0; i < 2; ++i) {
+    Half lanes;
+    std::memcpy(&lanes, target + i * kHalf, sizeof(lanes));
+    const auto is_ignored = lanes == p.ignore_index, is_class = (lanes >= 0) & (lanes < p.classes);
+    lanes = is_class ? lanes : Half{} + kInvalid;
+    lanes = is_ignored ? Half{} + kIgnored : lanes;
+    halves[i] = __builtin_convertvector(lanes, VectorOf<Integer<A>, kHalf>);
+  }
+  return bit_cast<Lanes<Integer<A>>>(halves);
+}
+
+// The first `count` of sixteen numbers; the others are `rest`.
+template <class A>
+PSPFAST_INLINE Lanes<A> load_or(const A* from, int64_t count, A rest) {
+  if (count == kLanes) return load(from);
+  Lanes<A> lanes = Lanes<A>{} + rest;
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
+  return lanes;
+}
+
 // The image's rows that read row `source` of its logits, and the row behind it. sums [3]: losses, weights, invalid
 // targets. Scratch: buffer [3, K, 16].
 template <class T>
@@ -8,8 +44,9 @@ void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
                   int64_t source, const LossImage<T, Acc<T>>& image, Acc<T>* lse, const LabelOutput& labels,
                   double* sums, Acc<T>* buffer) {
   using A = Acc<T>;
-  const double smooth = p.label_smoothing / p.classes;
-  sums[0] = sums[1] = sums[2] = 0;
+  const auto of_target = static_cast<A>(1 - p.label_smoothing), of_all = static_cast<A>(p.label_smoothing / p.classes);
+  Lanes<double> losses = {}, total_weights = {};
+  Lanes<Integer<A>> invalid = {};
   for (int64_t first = 0; first < p.width; first += kLanes) {
     const Columns<A> columns(p, cols, first);
     const Between<A> between = expand_between(p, image.logits, image.end, source, 0, p.classes, columns, buffer);
@@ -32,57 +69,60 @@ void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
       for (int r = 0; r < R; ++r) {
         const int64_t pixel = (row + r) * p.width + first;
         if (labels.data) store_labels(labels, pixel, label[r], columns.count);
-        for (int64_t i = 0; i < columns.count; ++i) {
-          const A of_pixel = largest[r][i] + std::log(sum[r][i]);
-          lse[pixel + i] = of_pixel;
-          const int64_t t = image.target[pixel + i];
-          if (t == p.ignore_index) continue;
-          if (t < 0 || t >= p.classes) {
-            sums[2] += 1;
-            continue;
-          }
-          const A value = between.value[t * kLanes + i] + weights[r] * between.step[t * kLanes + i];
-          const double of_target = image.weight ? image.weight[t] : A(1);
-          sums[0] += (1 - p.label_smoothing) * of_target * (of_pixel - value);
-          if (smooth > 0) sums[0] += smooth * (of_pixel * image.weight_sum - weighted[r][i]);
-          sums[1] += of_target;
+        const Lanes<A> of_pixel = largest[r] + log_of_positive(sum[r]);
+        columns.count == kLanes ? store(lse + pixel, of_pixel) : store(lse + pixel, of_pixel, columns.count);
+        const auto target = load_target<A>(p, image.target + pixel, columns.count);
+        Lanes<A> value = {}, step = {}, weight = {};
+        for (int64_t i = 0; i < kLanes; ++i) {
+          const int64_t k = std::max<int64_t>(target[i], 0);
+          value[i] = between.value[k * kLanes + i];
+          step[i] = between.step[k * kLanes + i];
+          weight[i] = image.weight ? image.weight[k] : A(1);
         }
+        weight = target >= 0 ? weight : Lanes<A>{};
+        Lanes<A> loss = of_target * weight * (of_pixel - (value + weights[r] * step));
+        if (of_all > 0) loss += of_all * (of_pixel * image.weight_sum - weighted[r]);
+        losses += __builtin_convertvector(target >= 0 ? loss : Lanes<A>{}, Lanes<double>);
+        total_weights += __builtin_convertvector(weight, Lanes<double>);
+        invalid -= target == kInvalid;
       }
     });
   }
+  sums[0] = sum(losses);
+  sums[1] = sum(total_weights);
+  sums[2] = static_cast<double>(sum(invalid));
 }
 
 // `count` pixels of a row of the image from `pixel` on, count <= 16.
-template <class T, class A>
+template <bool kPlain, class T, class A>
 PSPFAST_INLINE void fill_block(const UpsampleLossParams& p, const LossImage<T, A>& image, const A* lse, int64_t pixel,
                                int64_t count, PixelBlock<A>& block) {
-  Lanes<int64_t> targets = Lanes<int64_t>{} + p.ignore_index;
   // Probabilities behind the last column are zero.
-  Lanes<A> lses = Lanes<A>{} + std::numeric_limits<A>::max();
-  std::memcpy(&targets, image.target + pixel, count * sizeof(int64_t));
-  std::memcpy(&lses, lse + pixel, count * sizeof(A));
-  const auto counts = targets != p.ignore_index & targets >= 0 & targets < p.classes;
-  targets = counts ? targets : Lanes<int64_t>{} - 1;
-  const auto label = __builtin_convertvector(targets, Lanes<Integer<A>>);
-  Lanes<A> one = {}, smooth = {};
-  one += static_cast<A>(1 - p.label_smoothing);
-  smooth += static_cast<A>(p.label_smoothing / static_cast<double>(p.classes));
-  if (image.weight) {
-    for (int64_t i = 0; i < count; ++i) one[i] *= label[i] < 0 ? A(0) : image.weight[label[i]];
+  constexpr A kNothing = std::numeric_limits<A>::max();
+  const auto target = load_target<A>(p, image.target + pixel, count);
+  Lanes<A> lses = load_or(lse + pixel, count, kNothing);
+  if constexpr (kPlain) {
+    lses = target >= 0 ? lses : Lanes<A>{} + kNothing;
+  } else {
+    Lanes<A> one = Lanes<A>{} + static_cast<A>(1 - p.label_smoothing);
+    Lanes<A> smooth = Lanes<A>{} + static_cast<A>(p.label_smoothing / static_cast<double>(p.classes));
+    if (image.weight) {
+      for (int64_t i = 0; i < kLanes; ++i) one[i] *= image.weight[std::max<int64_t>(target[i], 0)];
+    }
+    one = target >= 0 ? one : Lanes<A>{};
+    smooth = target >= 0 ? smooth : Lanes<A>{};
+    store(block.one, one);
+    store(block.smooth, smooth);
+    store(block.all, one + smooth * image.weight_sum);
   }
-  one = label < 0 ? Lanes<A>{} : one;
-  smooth = label < 0 ? Lanes<A>{} : smooth;
   store(block.lse, lses);
-  store(block.one, one);
-  store(block.smooth, smooth);
-  store(block.all, one + smooth * image.weight_sum);
-  std::memcpy(block.target, &label, sizeof(label));
+  std::memcpy(block.target, &target, sizeof(target));
 }
 
 // scratch.grad: the gradient of classes [first_class, first_class + classes) of an image, without the scale. Each of
-// the logits gathers its pixels.
-template <bool kSmooth, class T>
-void gather_classes(std::bool_constant<kSmooth>, const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
+// the logits gathers its pixels. kPlain: without weights and smoothing.
+template <bool kPlain, class T>
+void gather_classes(std::bool_constant<kPlain>, const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
                     const AxisSegments<Acc<T>>& cols, int64_t first_class, int64_t classes,
                     const LossImage<T, Acc<T>>& image, const Acc<T>* lse, const GatherScratch<Acc<T>>& scratch) {
   using A = Acc<T>;
@@ -91,7 +131,7 @@ void gather_classes(std::bool_constant<kSmooth>, const UpsampleLossParams& p, co
   std::fill_n(scratch.grad.get(), classes * p.rows * p.cols, A(0));
   for (int64_t first = 0; first < p.width; first += kLanes) {
     const Columns<A> columns(p, cols, first);
-    std::fill_n(column_weights, columns.sources * kLanes, A(0));
+    std::fill_n(column_weights, (columns.sources + 3) * kLanes, A(0));
     for (int64_t i = 0; i < columns.count; ++i) {
       column_weights[columns.low[i] * kLanes + i] += 1 - columns.weight[i];
       column_weights[columns.high[i] * kLanes + i] += columns.weight[i];
@@ -100,29 +140,47 @@ void gather_classes(std::bool_constant<kSmooth>, const UpsampleLossParams& p, co
     for (int64_t source = 0; source < p.rows; ++source) {
       const int64_t begin = rows.first[source], count = rows.first[source + 1] - begin;
       for (int64_t r = 0; r < count; ++r) {
-        fill_block(p, image, lse, (begin + r) * p.width + first, columns.count, scratch.blocks[r]);
+        const int64_t pixel = (begin + r) * p.width + first, ahead = pixel + count * p.width;
+        // Rows lie too far apart for the processor to foresee which is next.
+        __builtin_prefetch(lse + ahead);
+        __builtin_prefetch(lse + ahead + kLanes - 1);
+        __builtin_prefetch(image.target + ahead);
+        __builtin_prefetch(image.target + ahead + kLanes / 2);
+        __builtin_prefetch(image.target + ahead + kLanes - 1);
+        fill_block<kPlain>(p, image, lse, pixel, columns.count, scratch.blocks[r]);
       }
       const Between<A> between =
           expand_between(p, image.logits, image.end, source, first_class, classes, columns, scratch.buffer.get());
       for (int64_t k = 0; k < classes; ++k) {
         const auto own = Lanes<Integer<A>>{} + static_cast<Integer<A>>(first_class + k);
         const A of_class = image.weight ? image.weight[first_class + k] : A(1);
-        // Of this row of logits, which the rows before have begun, and of the row behind it.
-        Lanes<A> here = load(carry + k * kLanes), behind = {};
+        // Of both rows of logits, and of the row behind.
+        Lanes<A> both = {}, behind = {};
         for (int64_t r = 0; r < count; ++r) {
           const PixelBlock<A>& of_row = scratch.blocks[r];
           const A row_weight = rows.weight[begin + r];
-          const Lanes<A> probability = exp_of_negative(between.at(k, row_weight) - load(of_row.lse));
+          Lanes<A> g = exp_of_negative(between.at(k, row_weight) - load(of_row.lse));
           const auto is_target = bit_cast<Lanes<Integer<A>>>(of_row.target) == own;
-          Lanes<A> g = probability * load(of_row.all) - (is_target ? load(of_row.one) : Lanes<A>{});
-          if constexpr (kSmooth) g -= of_class * load(of_row.smooth);
-          here += (1 - row_weight) * g;
+          if constexpr (kPlain) {
+            g = is_target ? g - 1 : g;
+          } else {
+            g = g * load(of_row.all) - (is_target ? load(of_row.one) : Lanes<A>{}) - of_class * load(of_row.smooth);
+          }
+          both += g;
           behind += row_weight * g;
         }
+        // The rows before have begun this row.
+        Lanes<A> here = load(carry + k * kLanes) + (both - behind);
         // Behind the last row of logits lies itself.
         if (source == p.rows - 1) here += behind;
         A* to = &scratch.grad[(k * p.rows + source) * p.cols + columns.source];
-        for (int64_t i = 0; i < columns.sources; ++i) to[i] += sum(here * load(column_weights + i * kLanes));
+        // Weights of up to three sources too many are zero.
+        for (int64_t i = 0; i < columns.sources; i += 4) {
+          const A* const weights = column_weights + i * kLanes;
+          const auto sums = sum(here * load(weights), here * load(weights + kLanes), here * load(weights + 2 * kLanes),
+                                here * load(weights + 3 * kLanes));
+          for (int64_t j = 0; j < std::min<int64_t>(4, columns.sources - i); ++j) to[i + j] += sums[j];
+        }
         store(carry + k * kLanes, behind);
       }
     }

@@ -151,10 +151,18 @@ def test_any_integers(dtype: torch.dtype, device: torch.device) -> None:
     torch.testing.assert_close(got, expected)
 
 
-def test_ignored_class(device: torch.device) -> None:
-    logits, target = torch.randn(2, 3, 4, 5).to(device), some_target(2, 3, (9, 7)).to(device) % 3
-    expected = F.cross_entropy(upsampled(logits, (9, 7)), target, ignore_index=1)
-    torch.testing.assert_close(upsample_cross_entropy(logits, target, ignore_index=1), expected)
+@pytest.mark.parametrize("width", [7, 33])
+@pytest.mark.parametrize("ignore_index", [1, -1, -2, -100, 2**40])
+def test_ignore_index(ignore_index: int, width: int, device: torch.device) -> None:
+    """A class too, and numbers that a narrower integer would take for another."""
+    logits = torch.randn(2, 3, 4, 5).to(device).requires_grad_()
+    target = some_target(2, 3, (9, width)).to(device)
+    target[target == 255] = ignore_index
+    expected = F.cross_entropy(upsampled(logits, (9, width)), target, ignore_index=ignore_index)
+    got = upsample_cross_entropy(logits, target, ignore_index=ignore_index)
+    torch.testing.assert_close(got, expected)
+    ours, theirs = (torch.autograd.grad(loss, logits)[0] for loss in (got, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
@@ -168,6 +176,19 @@ def test_large_logits(scale: float, device: torch.device) -> None:
     loss.backward()
     expected.backward()
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [3, 150])
+def test_sum_of_exponentials_of_each_pixel(
+    classes: int, implementation: str, device: torch.device
+) -> None:
+    """A mean over pixels would hide errors of either sign."""
+    logits = torch.randn(2, classes, 9, 8) * torch.tensor([0.01, 1]).reshape(2, 1, 1, 1)
+    target = some_target(2, classes, (65, 57))
+    op = OpTester.op_of(torch.ops.pspfast.upsample_loss, implementation)
+    lse = op(logits.to(device), target.to(device), None, 255, True, 0.0, False)[1].cpu()
+    expected = upsampled(logits.double(), (65, 57)).logsumexp(1)
+    torch.testing.assert_close(lse.double(), expected, rtol=2e-7, atol=4e-7)
 
 
 def test_logits_that_differ_much_between_neighbours(device: torch.device) -> None:
@@ -235,6 +256,7 @@ BAD_INPUTS = [
     ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected 0 to 1, got 1.5"),
     ({"target": WRONG_LABEL}, ValueError, r"target: expected labels 0 to 2 or 255 .*got .*7"),
     ({"target": WRONG_LABEL - 1}, ValueError, r"target: expected labels 0 to 2 or 255 .*got .*-1"),
+    ({"target": TARGET + 2**32}, ValueError, r"target: expected labels 0 to 2 or 255 .*got"),
 ]
 
 
