@@ -29,8 +29,8 @@ struct PixelBlock {
   std::conditional_t<std::is_same_v<A, double>, int64_t, int32_t> target[kBlock];
 };
 
-// grad [classes, rows, cols], buffer [3, classes, 16], carry [classes, 16], column_weights [sources of any sixteen
-// columns and three more, 16], blocks [rows of the image that read one row of logits].
+// grad [classes, rows, cols] and three more, buffer [3, classes, 16], carry [classes, 16], column_weights [sources of
+// any sixteen columns and three more, 16], blocks [rows of the image that read one row of logits].
 template <class A>
 struct GatherScratch {
   Scratch<A> grad, buffer, carry, column_weights;
@@ -89,7 +89,7 @@ void loss_backward(const UpsampleLossParams& p, const T* logits, const int64_t* 
   const int64_t wanted = std::max(ceil_div(p.classes, kMostClasses), tasks);
   const int64_t parts = std::min(p.classes, wanted), most = ceil_div(p.classes, parts);
   parallel_tasks(p.batch * parts, [&] {
-    return [&, scratch = GatherScratch<A>{scratch<A>(most * plane), scratch<A>(3 * most * kLanes),
+    return [&, scratch = GatherScratch<A>{scratch<A>(most * plane + 3), scratch<A>(3 * most * kLanes),
                                           scratch<A>(most * kLanes), scratch<A>((p.cols + 3) * kLanes),
                                           scratch<PixelBlock<A>>(rows.longest())}](int64_t task) {
       const int64_t n = task / parts, part = task % parts;

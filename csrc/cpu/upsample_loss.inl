@@ -25,7 +25,7 @@ PSPFAST_INLINE Lanes<Integer<A>> load_target(const UpsampleLossParams& p, const 
     lanes = is_ignored ? Half{} + kIgnored : lanes;
     halves[i] = __builtin_convertvector(lanes, VectorOf<Integer<A>, kHalf>);
   }
-  return bit_cast<Lanes<Integer<A>>>(halves);
+  return join<Integer<A>>(halves[0], halves[1]);
 }
 
 // The first `count` of sixteen numbers; the others are `rest`.
@@ -72,15 +72,13 @@ void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
         const Lanes<A> of_pixel = largest[r] + log_of_positive(sum[r]);
         columns.count == kLanes ? store(lse + pixel, of_pixel) : store(lse + pixel, of_pixel, columns.count);
         const auto target = load_target<A>(p, image.target + pixel, columns.count);
-        Lanes<A> value = {}, step = {}, weight = {};
-        for (int64_t i = 0; i < kLanes; ++i) {
-          const int64_t k = std::max<int64_t>(target[i], 0);
-          value[i] = between.value[k * kLanes + i];
-          step[i] = between.step[k * kLanes + i];
-          weight[i] = image.weight ? image.weight[k] : A(1);
-        }
+        // Of what is no target, which is left out below, the first class.
+        const auto k = target >= 0 ? target : Lanes<Integer<A>>{};
+        const auto element = k * kLanes + Lanes<Integer<A>>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const Lanes<A> value = gather(between.value, element) + weights[r] * gather(between.step, element);
+        Lanes<A> weight = image.weight ? gather(image.weight, k) : Lanes<A>{} + 1;
         weight = target >= 0 ? weight : Lanes<A>{};
-        Lanes<A> loss = of_target * weight * (of_pixel - (value + weights[r] * step));
+        Lanes<A> loss = of_target * weight * (of_pixel - value);
         if (of_all > 0) loss += of_all * (of_pixel * image.weight_sum - weighted[r]);
         losses += __builtin_convertvector(target >= 0 ? loss : Lanes<A>{}, Lanes<double>);
         total_weights += __builtin_convertvector(weight, Lanes<double>);
@@ -106,9 +104,7 @@ PSPFAST_INLINE void fill_block(const UpsampleLossParams& p, const LossImage<T, A
   } else {
     Lanes<A> one = Lanes<A>{} + static_cast<A>(1 - p.label_smoothing);
     Lanes<A> smooth = Lanes<A>{} + static_cast<A>(p.label_smoothing / static_cast<double>(p.classes));
-    if (image.weight) {
-      for (int64_t i = 0; i < kLanes; ++i) one[i] *= image.weight[std::max<int64_t>(target[i], 0)];
-    }
+    if (image.weight) one *= gather(image.weight, target >= 0 ? target : Lanes<Integer<A>>{});
     one = target >= 0 ? one : Lanes<A>{};
     smooth = target >= 0 ? smooth : Lanes<A>{};
     store(block.one, one);
@@ -174,12 +170,14 @@ void gather_classes(std::bool_constant<kPlain>, const UpsampleLossParams& p, con
         // Behind the last row of logits lies itself.
         if (source == p.rows - 1) here += behind;
         A* to = &scratch.grad[(k * p.rows + source) * p.cols + columns.source];
-        // Weights of up to three sources too many are zero.
+        // Four sources at a time: up to three too many, whose weights are zero.
         for (int64_t i = 0; i < columns.sources; i += 4) {
           const A* const weights = column_weights + i * kLanes;
-          const auto sums = sum(here * load(weights), here * load(weights + kLanes), here * load(weights + 2 * kLanes),
-                                here * load(weights + 3 * kLanes));
-          for (int64_t j = 0; j < std::min<int64_t>(4, columns.sources - i); ++j) to[i + j] += sums[j];
+          VectorOf<A, 4> sums;
+          std::memcpy(&sums, to + i, sizeof(sums));
+          sums += sum(here * load(weights), here * load(weights + kLanes), here * load(weights + 2 * kLanes),
+                      here * load(weights + 3 * kLanes));
+          std::memcpy(to + i, &sums, sizeof(sums));
         }
         store(carry + k * kLanes, behind);
       }

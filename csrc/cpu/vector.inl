@@ -157,6 +157,33 @@ PSPFAST_INLINE auto sum(V a, V b, V c, V d) {
   return VectorOf<A, 4>{sum(a), sum(b), sum(c), sum(d)};
 }
 
+// Both halves of a vector.
+template <class A>
+PSPFAST_INLINE Lanes<A> join(VectorOf<A, kLanes / 2> low, VectorOf<A, kLanes / 2> high) {
+#if PSPFAST_LEVEL == PSPFAST_AVX512
+  // Compilers take the way through memory, where a load of two stores has to wait.
+  if constexpr (sizeof(A) == 4) {
+    const auto lower = _mm512_castsi256_si512(bit_cast<__m256i>(low));
+    return bit_cast<Lanes<A>>(_mm512_inserti64x4(lower, bit_cast<__m256i>(high), 1));
+  }
+#endif
+  const VectorOf<A, kLanes / 2> halves[] = {low, high};
+  return bit_cast<Lanes<A>>(halves);
+}
+
+// from[index[i]] in lane i.
+template <class A, class Index>
+PSPFAST_INLINE Lanes<A> gather(const A* from, Index index) {
+#if PSPFAST_LEVEL == PSPFAST_AVX512
+  if constexpr (std::is_same_v<A, float>) {
+    return bit_cast<Lanes<A>>(_mm512_i32gather_ps(bit_cast<__m512i>(index), from, sizeof(A)));
+  }
+#endif
+  Lanes<A> v = {};
+  for (int64_t i = 0; i < kLanes; ++i) v[i] = from[index[i]];
+  return v;
+}
+
 // v's element index[i] in lane i.
 template <class V>
 PSPFAST_INLINE V pick(V v, const int32_t* index) {
