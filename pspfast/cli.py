@@ -156,10 +156,12 @@ def _run(command: str, options: Namespace) -> None:
             raise ValueError("recipe: expected as an option, not in a file; use --recipe")
         train(config.Config(options.model, options.data, options.augment, options.train))
     elif command == "eval":
+        from accelerate import PartialState
+
         from pspfast.engine.evaluate import evaluate_files
 
         scores, taxonomy = evaluate_files(config.EvalConfig(**vars(options)))
-        print(scores.table(taxonomy.names))
+        PartialState().print(scores.table(taxonomy.names))
     elif command == "predict":
         from pspfast.engine.predict import predict
 

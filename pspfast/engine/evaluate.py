@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from pspfast.data import EvalTransform, SegmentationDataset, Taxonomy
 from pspfast.engine.config import EvalConfig
 from pspfast.engine.inputs import checked_samples, choose_label_ids, make_loader
 from pspfast.engine.protocols import Predictor, make_protocol
+from pspfast.engine.samples import UsableSamples
 from pspfast.engine.scores import Scores, save_scores
 from pspfast.engine.weights import load_model
 from pspfast.models import optimize_for_inference
@@ -27,12 +28,14 @@ _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def evaluate_files(options: EvalConfig) -> tuple[Scores, Taxonomy]:
     """Scores a trained model on labelled images, and writes the files of ``options.output``.
 
+    Several processes share the images, and all get the scores of all of them.
+
     Returns:
         The scores, and the classes that the model was trained for.
 
     Raises:
         ValueError, FileNotFoundError: checkpoint, data or options are wrong; before anything is
-            evaluated.
+            evaluated. ValueError: a file broke after it was checked.
         OSError: ``options.output`` cannot be a folder; likewise.
     """
     trained = load_model(options.checkpoint)
@@ -41,22 +44,37 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, Taxonomy]:
     samples = checked_samples(
         options.list, options.images, options.labels, options.root, classes, ignore_index, label_ids
     )
-    # It refuses a precision that the device does not have.
-    device = Accelerator(mixed_precision=options.precision).device
+    # It refuses a precision that the device does not have. Unless it is told, it takes each of
+    # several processes on CPUs for the only one.
+    accelerator = Accelerator(
+        mixed_precision=options.precision, cpu=not torch.accelerator.is_available()
+    )
+    device = accelerator.device
     model = optimize_for_inference(trained.model.to(device), _DTYPES[options.precision])
     protocol = make_protocol(model, options, trained.config.augment.crop_size)
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)
     loader = make_loader(
-        SegmentationDataset(samples, EvalTransform(), label_ids=label_ids),
-        [[i] for i in range(len(samples))],
+        UsableSamples(SegmentationDataset(samples, EvalTransform(), label_ids=label_ids)),
+        [[i] for i in range(accelerator.process_index, len(samples), accelerator.num_processes)],
         options.workers,
     )
-    bar = tqdm(loader, desc="evaluate", unit=" images", disable=None)
-    scores = evaluate(protocol, bar, make_confusion(classes, ignore_index, device), device)
-    if options.output:
+    hidden = None if accelerator.is_main_process else True
+    bar = tqdm(loader, desc="evaluate", unit=" images", disable=hidden)
+    scores = evaluate(protocol, _usable(bar), make_confusion(classes, ignore_index, device), device)
+    if options.output and accelerator.is_main_process:
         save_scores(options.output, scores, trained.taxonomy, options, device)
     return scores, trained.taxonomy
+
+
+def _usable(
+    batches: Iterable[tuple[Tensor, Tensor, list[str]]],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of ``UsableSamples``; a file that broke after it was checked is an error."""
+    for images, labels, problems in batches:
+        if any(problems):
+            raise ValueError("\n".join(filter(None, problems)))
+        yield images, labels
 
 
 def make_confusion(

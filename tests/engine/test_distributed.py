@@ -17,8 +17,8 @@ from PIL import Image
 
 from pspfast.engine import train as training
 from pspfast.engine.checkpoint import list_checkpoints, load_checkpoint
-from pspfast.engine.config import Config
-from pspfast.engine.evaluate import evaluate, make_confusion
+from pspfast.engine.config import Config, EvalConfig
+from pspfast.engine.evaluate import evaluate, evaluate_files, make_confusion
 from pspfast.engine.inputs import make_loader, make_val_set
 from pspfast.engine.log import read_log
 from pspfast.engine.train import train
@@ -176,3 +176,30 @@ def test_bad_image_of_one_process(
         assert status == 1
         for rank in range(2):
             assert f"rank {rank}: {bad}: " in said
+
+
+def test_two_processes_share_the_images_to_evaluate(
+    config: Config, finished_run: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = EvalConfig(
+        str(finished_run / "best.safetensors"),
+        list=str(config.data.val_list),
+        root=config.data.root,
+        workers=0,
+    )
+    arguments = [f"--{name}={getattr(options, name)}" for name in ("checkpoint", "list", "root")]
+    said = subprocess.run(
+        [*command, "-m", "pspfast", "eval", *arguments, "--output=scores", "--workers=0"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert said.returncode == 0, said.stderr
+    # By the main process alone.
+    assert said.stdout.count("pixel accuracy") == 1
+    saved = json.loads((tmp_path / "scores/scores.json").read_text())
+    alone, _ = evaluate_files(options)
+    assert saved["confusion"] == alone.confusion.tolist()

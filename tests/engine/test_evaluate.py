@@ -1,7 +1,9 @@
 """Scores against numpy."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from pspfast.cli import main
 from pspfast.data import EvalTransform, SegmentationDataset, Taxonomy, list_file_samples
+from pspfast.engine import evaluate as evaluation
 from pspfast.engine.config import Config, EvalConfig, PredictConfig
 from pspfast.engine.evaluate import Scores, evaluate, evaluate_files, make_confusion
 from pspfast.engine.predict import predict
@@ -184,3 +187,30 @@ def test_output_that_is_a_file_is_named_first(
     )
     with pytest.raises(FileExistsError, match="file"):
         evaluate_files(options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_file_that_breaks_after_the_check_is_named(
+    data_root: Path,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+) -> None:
+    root = shutil.copytree(data_root, tmp_path / "data")
+    check = evaluation.checked_samples
+
+    def breaking(*args: Any) -> list[Any]:
+        samples = check(*args)
+        (root / "images/1.png").write_bytes(b"broken")
+        return samples
+
+    monkeypatch.setattr(evaluation, "checked_samples", breaking)
+    args = ["--checkpoint", str(finished_run / "best.safetensors"), "--workers", str(workers)]
+    with pytest.raises(SystemExit) as status:
+        main(["eval", *args, "--list", str(root / "val.txt")])
+    assert status.value.code
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("pspfast: error: eval: ")
+    assert "1.png" in message
