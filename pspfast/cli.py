@@ -106,8 +106,8 @@ def _make_parser(recipe: dict[str, Any]) -> ArgumentParser:
 
     evaluation = add(
         "eval",
-        "--checkpoint FILE (--list FILE [--root FOLDER] | --images FOLDER --labels FOLDER)"
-        " [--recipe NAME]",
+        "--checkpoint FILE (--list FILE [--root FOLDER] | --images FOLDER --labels FOLDER |"
+        " --source NAME --root FOLDER) [--recipe NAME]",
         "Score a trained model on labelled images",
         "Prints IoU and accuracy of each class, their means, and pixel accuracy. "
         "As published for semseg: --protocol semseg --flip true "

@@ -244,6 +244,8 @@ class EvalConfig:
     """Folder of the images, when there is no list."""
     labels: str | None = None
     """Folder of the labels, with the stems of the images."""
+    source: Literal["ade20k", "cityscapes", "voc2012"] | None = None
+    """Published data set, unpacked in root, whose validation images are taken; see data.source."""
     protocol: Literal["whole", "slide_logits", "semseg"] = "whole"
     """"whole" labels an image at once, "slide_logits" by windows whose logits are averaged (both
     as mmseg), "semseg" by windows whose probabilities are averaged."""
@@ -267,10 +269,12 @@ class EvalConfig:
     """Processes that load samples; 0 loads in this process."""
 
     def __post_init__(self) -> None:
-        if (self.list is None) == (self.images is None):
-            raise ValueError("eval: expected either --list or --images with --labels")
+        if sum(given is not None for given in (self.list, self.images, self.source)) != 1:
+            raise ValueError("expected one of --list, --images with --labels, and --source")
+        if self.source and self.root is None:
+            raise ValueError(f"--root: expected the folder of {self.source}, got none")
         if (self.images is None) != (self.labels is None):
-            raise ValueError("eval: --images and --labels: expected both or neither")
+            raise ValueError("--images and --labels: expected both or neither")
         _at_least("workers", self.workers, 0)
         _at_least("window_batch", self.window_batch, 1)
         self.scales = tuple(self.scales)

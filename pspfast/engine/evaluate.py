@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from pspfast.data import EvalTransform, SegmentationDataset, Taxonomy
 from pspfast.engine.config import EvalConfig
-from pspfast.engine.inputs import checked_samples, choose_label_ids, make_loader
+from pspfast.engine.inputs import choose_label_ids, find_samples, make_loader
 from pspfast.engine.protocols import Predictor, make_protocol
 from pspfast.engine.samples import UsableSamples
 from pspfast.engine.scores import Scores, save_scores
@@ -40,10 +41,15 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, Taxonomy]:
     """
     trained = load_model(options.checkpoint)
     classes, ignore_index = trained.taxonomy.num_classes, trained.config.data.ignore_index
-    label_ids = choose_label_ids(trained.config.data, classes)
-    samples = checked_samples(
-        options.list, options.images, options.labels, options.root, classes, ignore_index, label_ids
+    data = replace(
+        trained.config.data,
+        val_list=options.list,
+        val_images=options.images,
+        val_labels=options.labels,
+        root=options.root,
+        source=options.source,
     )
+    samples, label_ids = find_samples(data, "val", classes), choose_label_ids(data, classes)
     # It refuses a precision that the device does not have. Unless it is told, it takes each of
     # several processes on CPUs for the only one.
     accelerator = Accelerator(

@@ -81,21 +81,6 @@ def find_samples(data: DataConfig, split: Split, classes: int) -> list[Sample]:
     return samples
 
 
-def checked_samples(
-    list_file: str | None,
-    images: str | None,
-    labels: str | None,
-    root: str | None,
-    classes: int,
-    ignore_index: int,
-    label_ids: LabelIds | None = None,
-) -> list[Sample]:
-    """``listed_samples``, each opened and checked; raises as ``find_samples``."""
-    samples = listed_samples(list_file, images, labels, root)
-    check_samples(samples, classes, ignore_index, sys.stderr.isatty(), label_ids)
-    return samples
-
-
 def listed_samples(
     list_file: str | None, images: str | None, labels: str | None, root: str | None
 ) -> list[Sample]:

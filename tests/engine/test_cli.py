@@ -108,7 +108,7 @@ def test_wrong_options(
         (["predict", "a.png", "--checkpoint", str(tmp_path / "none.pt")], "none.pt"),
         (["predict", "no.png", "--checkpoint", checkpoint], "no.png"),
         (["predict", "--checkpoint", checkpoint], "predict.inputs"),
-        (["eval", "--checkpoint", checkpoint], "either --list or --images"),
+        (["eval", "--checkpoint", checkpoint], "expected one of --list"),
         (["eval", "--checkpoint", checkpoint, "--list", "none.txt"], "none.txt"),
         (["fly"], "fly"),
     ):

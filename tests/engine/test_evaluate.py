@@ -112,6 +112,22 @@ def test_eval_agrees_with_the_files_of_predict(
     assert scores.pixel_accuracy == pytest.approx(expected["pixel_accuracy"])
 
 
+def test_eval_of_a_published_data_set(data_root: Path, finished_run: Path, tmp_path: Path) -> None:
+    for folder, target in (("images", "images"), ("labels", "annotations")):
+        (tmp_path / target / "validation").mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(data_root / folder / f"{i}.png", tmp_path / target / "validation")
+    checkpoint = str(finished_run / "best.safetensors")
+    by_source, by_list = (
+        evaluate_files(EvalConfig(checkpoint, workers=0, **where))[0].confusion
+        for where in (
+            {"source": "ade20k", "root": str(tmp_path)},
+            {"list": str(data_root / "val.txt")},
+        )
+    )
+    assert by_source.tolist() == by_list.tolist()
+
+
 @pytest.fixture
 def undecided(config: Config, data_root: Path, tmp_path: Path) -> Path:
     """File of a model with random weights that sees every class in most images."""
@@ -199,14 +215,14 @@ def test_file_that_breaks_after_the_check_is_named(
     workers: int,
 ) -> None:
     root = shutil.copytree(data_root, tmp_path / "data")
-    check = evaluation.checked_samples
+    check = evaluation.find_samples
 
     def breaking(*args: Any) -> list[Any]:
         samples = check(*args)
         (root / "images/1.png").write_bytes(b"broken")
         return samples
 
-    monkeypatch.setattr(evaluation, "checked_samples", breaking)
+    monkeypatch.setattr(evaluation, "find_samples", breaking)
     args = ["--checkpoint", str(finished_run / "best.safetensors"), "--workers", str(workers)]
     with pytest.raises(SystemExit) as status:
         main(["eval", *args, "--list", str(root / "val.txt")])
