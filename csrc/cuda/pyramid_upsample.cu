@@ -46,15 +46,11 @@ struct Forward {
   void launch(const PyramidUpsampleParams& params, cudaStream_t stream) const {
     if (epilogue.copied && params.first_channel > 0) copy_channels<T>(params, epilogue.copied, map, stream);
     const UpsamplePlan plan = make_fwd_plan<Size, ChannelsLast>(params);
+    const int64_t bytes = fwd_bytes(params, plan, kFwdChannels<Size, ChannelsLast>);
     const auto kernel = upsample_fwd_kernel<T, Size, ChannelsLast>;
-    PSPFAST_LAUNCH(kernel, grid_size(plan.blocks), kUpsampleThreads, fwd_bytes(params, plan, Size), stream, params,
-                   plan, static_cast<const T*>(epilogue.base), static_cast<const T*>(epilogue.bias), epilogue.relu,
-                   values, static_cast<T*>(map));
-  }
-
-  template <typename T>
-  void launch_planes(const PyramidUpsampleParams& params, cudaStream_t stream) const {
-    launch<T, kPlaneChannels, false>(params, stream);
+    PSPFAST_LAUNCH(kernel, grid_size(plan.blocks), kUpsampleThreads, bytes, stream, params, plan,
+                   static_cast<const T*>(epilogue.base), static_cast<const T*>(epilogue.bias), epilogue.relu, values,
+                   static_cast<T*>(map));
   }
 };
 
@@ -71,24 +67,31 @@ struct Backward {
     PSPFAST_LAUNCH(kernel, grid_size(plan.blocks), kUpsampleThreads, (bwd_bytes<T, Size, ChannelsLast>(params, plan)),
                    stream, params, plan, static_cast<const T*>(grad_map), grad_values);
   }
-
-  template <typename T>
-  void launch_planes(const PyramidUpsampleParams& params, cudaStream_t stream) const {
-    launch<T, kVectorSize<T>, false>(params, stream);
-  }
 };
+
+// Whether the map is made of vectors.
+template <int Size>
+bool is_divisible(const PyramidUpsampleParams& params) {
+  if (!params.channels_last) return has_pixel_vectors(params, Size);
+  return params.channels % Size == 0 && params.map_channels % Size == 0 && params.first_channel % Size == 0;
+}
+
+template <typename T, int Size, typename Direction>
+void launch_format(const Direction& direction, const PyramidUpsampleParams& params, cudaStream_t stream) {
+  if (params.channels_last) {
+    direction.template launch<T, Size, true>(params, stream);
+  } else {
+    direction.template launch<T, Size, false>(params, stream);
+  }
+}
 
 template <typename T, typename Direction>
 cudaError_t launch(const Direction& direction, const PyramidUpsampleParams& params, cudaStream_t stream) {
   constexpr int kSize = kVectorSize<T>;
-  const bool divisible =
-      params.channels % kSize == 0 && params.map_channels % kSize == 0 && params.first_channel % kSize == 0;
-  if (!params.channels_last) {
-    direction.template launch_planes<T>(params, stream);
-  } else if (divisible && direction.is_aligned()) {
-    direction.template launch<T, kSize, true>(params, stream);
+  if (is_divisible<kSize>(params) && direction.is_aligned()) {
+    launch_format<T, kSize>(direction, params, stream);
   } else {
-    direction.template launch<T, 1, true>(params, stream);
+    launch_format<T, 1>(direction, params, stream);
   }
   return cudaGetLastError();
 }

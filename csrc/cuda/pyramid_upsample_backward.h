@@ -7,28 +7,45 @@
 
 namespace pspfast::cuda {
 
-// Contiguous maps are copied to shared memory first, channels innermost.
+// Channels of a thread.
+template <typename T, int Size, bool ChannelsLast>
+constexpr int kBwdChannels = ChannelsLast ? Size : kVectorSize<T>;
+
+// Contiguous maps are copied to shared memory first, channels innermost: of a pixel, a thread's are one vector. Where
+// it lies in its row, in vectors: neighbouring threads write each 8th, which would meet in the same banks if the row
+// did not leave out one behind 8.
+__host__ __device__ inline int tile_position(int vector) { return vector + vector / 8; }
+
+// Of a row, in vectors: neighbouring threads read neighbouring rows, from as many banks at an odd distance.
+__host__ __device__ inline int tile_stride(const UpsamplePlan& plan) {
+  return (tile_position(plan.cols * plan.lanes - 1) + 1) | 1;
+}
+
 template <typename T, int Size, bool ChannelsLast>
 int64_t bwd_bytes(const PyramidUpsampleParams& params, const UpsamplePlan& plan) {
-  const int64_t sum_bytes = entry_count(params) * int64_t{sizeof(float)};
-  const int64_t tile_bytes = ChannelsLast ? 0 : plan.cols * int64_t{sizeof(T)};
-  return plan.tap_bytes + plan.rows * plan.lanes * Size * (sum_bytes + tile_bytes);
+  constexpr int kChannels = kBwdChannels<T, Size, ChannelsLast>;
+  const int64_t sum_bytes = entry_count(params) * plan.lanes * kChannels * int64_t{sizeof(float)};
+  const int64_t tile_bytes = ChannelsLast ? 0 : tile_stride(plan) * kVectorBytes;
+  return plan.tap_bytes + plan.rows * (sum_bytes + tile_bytes);
 }
 
 template <typename T, int Size, bool ChannelsLast>
 UpsamplePlan make_bwd_plan(const PyramidUpsampleParams& params) {
+  constexpr int kChannels = kBwdChannels<T, Size, ChannelsLast>;
+  constexpr int kVectorPixels = kAccessPixels<Size, ChannelsLast>;
   UpsamplePlan plan{};
-  for (plan.lanes = kMostLanes<Size, ChannelsLast>;; plan.lanes /= 2) {
-    cut_channels(params, plan.lanes * Size, plan);
+  plan.run_taps = kPixels;
+  for (plan.lanes = kMostLanes<kChannels, ChannelsLast>;; plan.lanes /= 2) {
+    cut_channels(params, plan.lanes * kChannels, plan);
     plan.blocks = params.batch * plan.shares;
-    if (plan.lanes > kLeastLanes<Size, ChannelsLast> && plan.blocks < kEnoughUpsampleBlocks) continue;
+    if (plan.lanes > kLeastLanes<kChannels, ChannelsLast> && plan.blocks < kEnoughUpsampleBlocks) continue;
     // As many as give every thread a row and a kernel column of a level.
     const int tasks = plan.levels * params.kernel_size * plan.lanes;
     plan.rows = static_cast<int>(std::min<int64_t>(params.height, std::max(1, kUpsampleThreads / tasks)));
     for (;; plan.rows = (plan.rows + 1) / 2) {
-      cut_image(params, plan);
+      cut_image(params, kVectorPixels, plan);
       if (bwd_bytes<T, Size, ChannelsLast>(params, plan) <= kMaxSharedBytes) return plan;
-      if (plan.rows == 1) break;
+      if (plan.rows <= row_unit(kVectorPixels)) break;
     }
   }
 }
@@ -69,31 +86,44 @@ struct GradTile {
   int row, col, rows, cols;
 };
 
-// tile [rows, cols, channels of the block] of contiguous planes; `pixels` are its first pixel at the block's first
-// channel.
-template <typename T, int Size>
+// Copies contiguous planes to the tile; `pixels` are its first pixel at the block's first channel. A thread takes
+// Pixels neighbours in memory, of Size channels.
+template <typename T, int Size, int Pixels>
 __device__ inline void load_tile(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
                                  const GradTile& at, const T* __restrict__ pixels, T* tile) {
-  for (int task = threadIdx.x; task < at.rows * at.cols; task += kUpsampleThreads) {
-    const T* pixel = pixels + task / at.cols * params.width + task % at.cols;
-    for (int lane = 0; lane < plan.lanes; ++lane) {
-      Vector<T, Size> vector{};
+  const int64_t plane = params.height * params.width;
+  const int vectors = at.rows * at.cols / Pixels;
+  for (int task = threadIdx.x; task < vectors * plan.lanes; task += kUpsampleThreads) {
+    const int lane = task / vectors;
+    const int in_tile = task % vectors * Pixels;
+    const T* from = pixels + in_tile / at.cols * params.width + in_tile % at.cols + lane * Size * plane;
+    Vector<T, Pixels> planes[Size] = {};
 #pragma unroll
-      for (int i = 0; i < Size; ++i) {
-        const int channel = lane * Size + i;
-        if (channel < share.channels) vector.data[i] = pixel[channel * params.height * params.width];
+    for (int i = 0; i < Size; ++i) {
+      if (lane * Size + i < share.channels) planes[i] = load<Pixels>(from + i * plane);
+    }
+#pragma unroll
+    for (int run = 0; run < Pixels; run += kRun<Pixels>) {
+      const int row = (in_tile + run) / at.cols;
+      const int col = (in_tile + run) % at.cols;
+#pragma unroll
+      for (int pixel = 0; pixel < kRun<Pixels>; ++pixel) {
+        Vector<T, Size> vector;
+#pragma unroll
+        for (int i = 0; i < Size; ++i) vector.data[i] = planes[i].data[run + pixel];
+        const int position = tile_position((col + pixel) * plan.lanes + lane);
+        store<false>(tile + (row * tile_stride(plan) + position) * Size, vector);
       }
-      store<false>(tile + (task * plan.lanes + lane) * Size, vector);
     }
   }
 }
 
-// sums [rows, entries, channels of the block] sums columns, those of earlier tiles of the band included. `pixels` are
-// the tile's first pixel at the block's first channel.
-template <typename T, int Size, typename Stride>
+// sums [rows, entries, channels of the block] sums columns, those of earlier tiles of the band included.
+// pixels_at(row, col, channel) points to the first of kPixels pixels, col_stride apart.
+template <typename T, int Size, typename Stride, typename PixelsAt>
 __device__ inline void sum_columns(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
-                                   const GradTile& at, const AxisTap* col_taps, const T* pixels, Stride row_stride,
-                                   Stride col_stride, float* sums) {
+                                   const GradTile& at, const AxisTap* col_taps, PixelsAt pixels_at, Stride col_stride,
+                                   float* sums) {
   const int k = params.kernel_size;
   const int block_channels = plan.lanes * Size;
   const int bin_stride = k * block_channels;
@@ -109,15 +139,14 @@ __device__ inline void sum_columns(const PyramidUpsampleParams& params, const Up
     if (at.col == 0) {
       for (int bin = 0; bin < bins; ++bin) store_floats<false>(to + bin * bin_stride, Vector<float, Size>{});
     }
-    const T* from = pixels + row * row_stride + within;
     const AxisTap* taps = col_taps + level * plan.col_stride + kx;
     Sinks<Size, false> sinks;
     for (int col = 0; col < at.cols; col += kPixels) {
+      const T* from = pixels_at(row, col, within);
       Vector<T, Size> batch[kPixels];
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) {
-        if (col + i < at.cols) batch[i] = load<Size>(from);
-        from += col_stride;
+        if (col + i < at.cols) batch[i] = load<Size>(from + i * col_stride);
       }
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) {
@@ -162,11 +191,12 @@ template <typename T, int Size, bool ChannelsLast>
 __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
     upsample_bwd_kernel(const __grid_constant__ PyramidUpsampleParams params, const __grid_constant__ UpsamplePlan plan,
                         const T* __restrict__ grad_map, float* grad_values) {
+  constexpr int kChannels = kBwdChannels<T, Size, ChannelsLast>;
   PSPFAST_SHARED(shared);
   AxisTap* row_taps = reinterpret_cast<AxisTap*>(shared);        // [levels, row_stride]
   AxisTap* col_taps = row_taps + plan.levels * plan.row_stride;  // [levels, col_stride]
   float* sums = reinterpret_cast<float*>(shared + plan.tap_bytes);
-  const int block_channels = plan.lanes * Size;
+  const int block_channels = plan.lanes * kChannels;
   const int height = static_cast<int>(params.height);
   const int width = static_cast<int>(params.width);
   for (int64_t block = blockIdx.x; block < plan.blocks; block += gridDim.x) {
@@ -179,23 +209,29 @@ __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
     GradTile at{};
     for (at.row = 0; at.row < height; at.row += plan.rows) {
       at.rows = min(plan.rows, height - at.row);
-      fill_taps(params, share, at.row, height, plan.row_stride, row_taps);
+      fill_taps(params, share, at.row, height, kPixels, plan.row_stride, row_taps);
       for (at.col = 0; at.col < width; at.col += plan.cols) {
         at.cols = min(plan.cols, width - at.col);
-        fill_taps(params, share, at.col, width, plan.col_stride, col_taps);
+        fill_taps(params, share, at.col, width, plan.run_taps, plan.col_stride, col_taps);
         const T* pixels = grad_map + first_element<ChannelsLast>(params, share, image, at.row, at.col);
         if constexpr (ChannelsLast) {
           __syncthreads();
-          sum_columns<T, Size>(params, plan, share, at, col_taps, pixels, params.width * params.map_channels,
-                               params.map_channels, sums);
+          const auto pixels_at = [&](int row, int col, int channel) {
+            return pixels + (row * params.width + col) * params.map_channels + channel;
+          };
+          sum_columns<T, kChannels>(params, plan, share, at, col_taps, pixels_at, params.map_channels, sums);
         } else {
-          load_tile<T, Size>(params, plan, share, at, pixels, tile);
+          load_tile<T, kChannels, Size>(params, plan, share, at, pixels, tile);
           __syncthreads();
-          sum_columns<T, Size>(params, plan, share, at, col_taps, tile, at.cols * block_channels, block_channels, sums);
+          const auto pixels_at = [&](int row, int col, int channel) {
+            const int position = tile_position(col * plan.lanes + channel / kChannels);
+            return tile + (row * tile_stride(plan) + position) * kChannels;
+          };
+          sum_columns<T, kChannels>(params, plan, share, at, col_taps, pixels_at, block_channels, sums);
         }
         __syncthreads();
       }
-      sum_rows<Size, kValueWidth<Size, ChannelsLast>>(params, plan, share, at, row_taps, sums, image_values);
+      sum_rows<kChannels, kValueWidth<kChannels, ChannelsLast>>(params, plan, share, at, row_taps, sums, image_values);
       __syncthreads();
     }
   }

@@ -9,6 +9,12 @@ namespace pspfast::cuda {
 // Rows of a tile at most: they share what is read of the values, which is then less than what is written.
 constexpr int kTileRows = 16;
 
+// Channels of a thread.
+template <int Size, bool ChannelsLast>
+constexpr int kFwdChannels = ChannelsLast ? Size
+                             : Size > 1   ? kPlaneChannels / 2
+                                          : kPlaneChannels;
+
 inline int64_t fwd_bytes(const PyramidUpsampleParams& params, const UpsamplePlan& plan, int size) {
   const int64_t floats = (1 + plan.rows * entry_count(params)) * plan.lanes * size;
   return plan.tap_bytes + floats * int64_t{sizeof(float)};
@@ -16,19 +22,23 @@ inline int64_t fwd_bytes(const PyramidUpsampleParams& params, const UpsamplePlan
 
 template <int Size, bool ChannelsLast>
 UpsamplePlan make_fwd_plan(const PyramidUpsampleParams& params) {
+  constexpr int kChannels = kFwdChannels<Size, ChannelsLast>;
+  constexpr int kVectorPixels = kAccessPixels<Size, ChannelsLast>;
   UpsamplePlan plan{};
-  plan.lanes = kMostLanes<Size, ChannelsLast>;
+  plan.lanes = kMostLanes<kChannels, ChannelsLast>;
   plan.rows = static_cast<int>(std::min<int64_t>(params.height, kTileRows));
+  // Neighbouring threads read the taps of neighbouring vectors: from as many banks, at an odd distance.
+  plan.run_taps = kVectorPixels > 1 ? (kPixels + params.kernel_size - 1) | 1 : kPixels;
   for (;;) {
-    cut_channels(params, plan.lanes * Size, plan);
-    cut_image(params, plan);
+    cut_channels(params, plan.lanes * kChannels, plan);
+    cut_image(params, kVectorPixels, plan);
     plan.blocks = params.batch * plan.bands * plan.tiles * plan.shares;
-    const bool fits = fwd_bytes(params, plan, Size) <= kMaxSharedBytes;
+    const bool fits = fwd_bytes(params, plan, kChannels) <= kMaxSharedBytes;
     const bool enough = plan.blocks >= kEnoughUpsampleBlocks;
-    if (plan.rows > 1 && !(fits && enough)) {
+    if (plan.rows > row_unit(kVectorPixels) && !(fits && enough)) {
       plan.rows = (plan.rows + 1) / 2;
-    } else if (!fits || (plan.lanes > kLeastLanes<Size, ChannelsLast> && !enough)) {
-      // One lane of one row fits: 64 bins of 3 kernel columns and 8 channels take 6 KB.
+    } else if (!fits || (plan.lanes > kLeastLanes<kChannels, ChannelsLast> && !enough)) {
+      // One lane of the fewest rows fits: 64 bins of 3 kernel columns and 8 channels take 6 KB a row.
       plan.lanes /= 2;
     } else {
       return plan;
@@ -97,29 +107,49 @@ __device__ inline void write_channels(const PyramidUpsampleParams& params, const
   }
 }
 
-template <typename T>
+// As write_channels. A thread takes Pixels neighbours in memory, of Size channels.
+template <typename T, int Size, int Pixels>
 __device__ inline void write_planes(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
                                     const UpsampleTile& tile, const AxisTap* col_taps, const float* bias,
                                     const float* mix, int64_t first, const T* __restrict__ base, bool relu,
                                     T* __restrict__ map) {
+  const int lane = threadIdx.x % plan.lanes;
+  const int channels = min(Size, share.channels - lane * Size);
+  if (channels <= 0) return;
   const int64_t plane = params.height * params.width;
   const int row_stride = share.axis_bins * params.kernel_size * kPlaneChannels;
-  for (int task = threadIdx.x; task < tile.rows * tile.cols; task += kUpsampleThreads) {
-    const int row = task / tile.cols;
-    const int col = task % tile.cols;
-    const int64_t at = first + row * params.width + col;
-    T values[kPlaneChannels] = {};
+  const int vectors = tile.rows * tile.cols / Pixels;
+  for (int task = threadIdx.x / plan.lanes; task < vectors; task += kUpsampleThreads / plan.lanes) {
+    const int in_tile = task * Pixels;
+    const int64_t at = first + in_tile / tile.cols * params.width + in_tile % tile.cols + lane * Size * plane;
+    Vector<T, Pixels> planes[Size] = {};
     if (base) {
 #pragma unroll
-      for (int i = 0; i < kPlaneChannels; ++i) {
-        if (i < share.channels) values[i] = base[at + i * plane];
+      for (int i = 0; i < Size; ++i) {
+        if (i < channels) planes[i] = load<Pixels>(base + at + i * plane);
       }
     }
-    Vector<float, kPlaneChannels> sums[] = {load_floats<kPlaneChannels>(bias)};
-    mix_columns(params, plan, share, col_taps + col, mix + row * row_stride, sums);
 #pragma unroll
-    for (int i = 0; i < kPlaneChannels; ++i) {
-      if (i < share.channels) map[at + i * plane] = finished(sums[0].data[i], values[i], relu);
+    for (int run = 0; run < Pixels; run += kRun<Pixels>) {
+      const int row = (in_tile + run) / tile.cols;
+      const int col = (in_tile + run) % tile.cols;
+      Vector<float, Size> sums[kRun<Pixels>];
+#pragma unroll
+      for (int pixel = 0; pixel < kRun<Pixels>; ++pixel) sums[pixel] = load_floats<Size>(bias + lane * Size);
+      mix_columns(params, plan, share, col_taps + col / kPixels * plan.run_taps + col % kPixels,
+                  mix + row * row_stride + lane * Size, sums);
+#pragma unroll
+      for (int pixel = 0; pixel < kRun<Pixels>; ++pixel) {
+#pragma unroll
+        for (int i = 0; i < Size; ++i) {
+          T& value = planes[i].data[run + pixel];
+          value = finished(sums[pixel].data[i], value, relu);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Size; ++i) {
+      if (i < channels) store<true>(map + at + i * plane, planes[i]);
     }
   }
 }
@@ -129,33 +159,35 @@ __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
     upsample_fwd_kernel(const __grid_constant__ PyramidUpsampleParams params, const __grid_constant__ UpsamplePlan plan,
                         const T* __restrict__ base, const T* __restrict__ bias, bool relu,
                         const float* __restrict__ values, T* __restrict__ map) {
+  constexpr int kChannels = kFwdChannels<Size, ChannelsLast>;
   PSPFAST_SHARED(shared);
   AxisTap* row_taps = reinterpret_cast<AxisTap*>(shared);                  // [levels, row_stride]
   AxisTap* col_taps = row_taps + plan.levels * plan.row_stride;            // [levels, col_stride]
   float* shared_bias = reinterpret_cast<float*>(shared + plan.tap_bytes);  // [channels of the block]
-  const int block_channels = plan.lanes * Size;
+  const int block_channels = plan.lanes * kChannels;
   float* mix = shared_bias + block_channels;
   for (int64_t block = blockIdx.x; block < plan.blocks; block += gridDim.x) {
     const Share share(params, plan, block % plan.shares, block_channels);
     const UpsampleTile tile(params, plan, block / plan.shares);
-    fill_taps(params, share, tile.row, static_cast<int>(params.height), plan.row_stride, row_taps);
-    fill_taps(params, share, tile.col, static_cast<int>(params.width), plan.col_stride, col_taps);
-    static_assert(kMostLanes<Size, ChannelsLast> * Size <= kUpsampleThreads);
+    fill_taps(params, share, tile.row, static_cast<int>(params.height), kPixels, plan.row_stride, row_taps);
+    fill_taps(params, share, tile.col, static_cast<int>(params.width), plan.run_taps, plan.col_stride, col_taps);
+    static_assert(kMostLanes<kChannels, ChannelsLast> * kChannels <= kUpsampleThreads);
     if (const int within = threadIdx.x; within < block_channels) {
       const bool has_bias = bias && within < share.channels;
-      shared_bias[mix_position<Size>(plan.lanes, within)] = has_bias ? to_float(bias[share.channel + within]) : 0.f;
+      shared_bias[mix_position<kChannels>(plan.lanes, within)] =
+          has_bias ? to_float(bias[share.channel + within]) : 0.f;
     }
     __syncthreads();
     const float* image =
         values + tile.image * params.bin_count * params.kernel_size * params.kernel_size * params.channels;
-    mix_rows<Size, kValueWidth<Size, ChannelsLast>>(params, plan, share, tile.rows, row_taps, image + share.channel,
-                                                    mix);
+    mix_rows<kChannels, kValueWidth<kChannels, ChannelsLast>>(params, plan, share, tile.rows, row_taps,
+                                                              image + share.channel, mix);
     __syncthreads();
     const int64_t first = first_element<ChannelsLast>(params, share, tile.image, tile.row, tile.col);
     if constexpr (ChannelsLast) {
       write_channels<T, Size>(params, plan, share, tile, col_taps, shared_bias, mix, first, base, relu, map);
     } else {
-      write_planes<T>(params, plan, share, tile, col_taps, shared_bias, mix, first, base, relu, map);
+      write_planes<T, kChannels, Size>(params, plan, share, tile, col_taps, shared_bias, mix, first, base, relu, map);
     }
     __syncthreads();
   }

@@ -16,9 +16,16 @@ constexpr int kUpsampleThreads = 256;
 constexpr int kUpsampleBlocks = 2;
 // Columns of a tile at most: bounds the tables of taps.
 constexpr int kTileCols = 128;
-// Neighbouring pixels of a row that a thread takes together on channels_last maps: they share most of their sources,
-// and as many loads are in flight. Divides the columns of a tile.
+// Neighbouring pixels of a row that a thread takes together: they share most of their sources, and as many loads of
+// channels_last maps are in flight. Divides the columns of a tile.
 constexpr int kPixels = 4;
+// The kernels access Size elements of the map at once: neighbouring channels of channels_last maps, or neighbouring
+// pixels of contiguous ones, which may lie in two rows.
+template <int Size, bool ChannelsLast>
+constexpr int kAccessPixels = ChannelsLast ? 1 : Size;
+// Of as many pixels, those that lie in one row.
+template <int Pixels>
+constexpr int kRun = std::min(Pixels, kPixels);
 // Channels of a block on contiguous maps: a sector of the values, whose channels are innermost.
 constexpr int kPlaneChannels = 8;
 // Blocks below which a block takes less: a few for each multiprocessor of a large GPU.
@@ -86,6 +93,7 @@ struct UpsamplePlan {
   int lanes, rows, cols;
   int levels;                  // of a block
   int row_stride, col_stride;  // taps of a level along the rows and the columns of a tile
+  int run_taps;                // from the first tap of kPixels columns to that of the next
   int tap_bytes;
 };
 
@@ -103,14 +111,25 @@ inline void cut_channels(const PyramidUpsampleParams& params, int block_channels
   plan.shares = plan.chunks * (params.levels / plan.levels);
 }
 
-// Cuts an image into tiles of at most plan.rows rows, evenly, and lays out their taps.
-inline void cut_image(const PyramidUpsampleParams& params, UpsamplePlan& plan) {
+// Whether a contiguous map can be accessed by vectors of `pixels`: a tile is made of them, its rows together where they
+// are the image's whole rows, and kPixels of each lie in one row.
+inline bool has_pixel_vectors(const PyramidUpsampleParams& params, int pixels) {
+  const int64_t run = params.width > kTileCols ? params.width : params.height * params.width;
+  return params.width % kPixels == 0 && run % pixels == 0;
+}
+
+// Divides the rows of a tile: so many are made of vectors where the image's are.
+constexpr int row_unit(int pixels) { return std::max(1, pixels / kPixels); }
+
+// Cuts an image into tiles of at most plan.rows rows, evenly, rounded up to the unit, and lays out their taps.
+inline void cut_image(const PyramidUpsampleParams& params, int pixels, UpsamplePlan& plan) {
+  const int64_t even_rows = ceil_div(params.height, ceil_div(params.height, plan.rows));
+  plan.rows = static_cast<int>(round_up(even_rows, row_unit(pixels)));
   plan.bands = ceil_div(params.height, plan.rows);
-  plan.rows = static_cast<int>(ceil_div(params.height, plan.bands));
   plan.tiles = ceil_div(params.width, kTileCols);
-  plan.cols = static_cast<int>(round_up(ceil_div(params.width, plan.tiles), kPixels));
+  plan.cols = static_cast<int>(round_up(ceil_div(params.width, plan.tiles), std::max(kPixels, pixels)));
   plan.row_stride = plan.rows + params.kernel_size - 1;
-  plan.col_stride = plan.cols + params.kernel_size - 1;
+  plan.col_stride = plan.cols / kPixels * plan.run_taps + params.kernel_size - 1;
   const int64_t taps = int64_t{plan.levels} * (plan.row_stride + plan.col_stride);
   plan.tap_bytes = static_cast<int>(round_up(taps * sizeof(AxisTap), kVectorBytes));
 }
@@ -144,13 +163,14 @@ __device__ inline int64_t first_element(const PyramidUpsampleParams& params, con
   }
 }
 
-// Taps [levels, stride] of positions from `first` on, the kernel's reach before it included.
+// Taps [levels, stride] of positions from `first` on, the kernel's reach before it included. Every run_taps begin
+// kPixels positions behind those before: more repeat what the kernel reaches behind kPixels.
 __device__ inline void fill_taps(const PyramidUpsampleParams& params, const Share& share, int first, int size,
-                                 int stride, AxisTap* taps) {
+                                 int run_taps, int stride, AxisTap* taps) {
   const int begin = first - params.kernel_size / 2;
   for (int task = threadIdx.x; task < (share.end - share.begin) * stride; task += kUpsampleThreads) {
     const int level = share.begin + task / stride;
-    const int position = begin + task % stride;
+    const int position = begin + task % stride / run_taps * kPixels + task % stride % run_taps;
     AxisTap axis_tap{-1, 0.f};
     if (0 <= position && position < size) {
       const Tap<float> tap = interpolation_tap<float>(position, size, params.bins[level], params.align_corners);

@@ -87,6 +87,19 @@ CASES = [
     conv(256, 8, 5, 3, bins=(1, 3)),
     conv(256, 3, 5, 2, bins=(2,), k=1, align=True),
     concat(128, 8, 5, 2, x=8, bins=(1, 2, 3, 4)),
+    # Contiguous rows of vectors, and of those of float32 alone; a block's last channels missing.
+    conv(2, 13, 7, 8),
+    concat(1, 3, 5, 12, x=3),
+    # Vectors of two rows, in bands of as many rows as fit, rounded up.
+    conv(1, 12, 50, 4),
+    conv(1, 3, 6, 60, align=True),
+    concat(1, 5, 6, 20, x=1),
+    conv(256, 2, 30, 4, bins=(2,), k=1),
+    # Planes of vectors, but not their rows.
+    conv(1, 9, 8, 6),
+    # Tiles of vectors.
+    conv(1, 9, 3, 144, align=True),
+    concat(1, 1, 2, 260, x=1, bins=(2, 6)),
 ]
 
 
@@ -207,9 +220,11 @@ def test_forward_and_backward(
 
 @FORMATS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_epilogue(upsample: Upsample, dtype: torch.dtype, channels_last: bool) -> None:
-    # More channels than a block takes.
-    case = conv(2, 24, 5, 7, bins=(2, 3))
+# More channels than a block takes; without and with vectors of contiguous pixels.
+@pytest.mark.parametrize(
+    "case", [conv(2, 24, 5, 7, bins=(2, 3)), conv(2, 21, 6, 12, bins=(2, 3))], ids=str
+)
+def test_epilogue(upsample: Upsample, case: Case, dtype: torch.dtype, channels_last: bool) -> None:
     values = torch.randn(case.values_size)
     upsampled = reference(case, values.double())
     base = torch.randn(case.map_size).to(dtype)
@@ -261,7 +276,7 @@ def test_there_may_be_no_first_channels(upsample: Upsample, channels_last: bool)
 def test_any_alignment_gives_the_same_bits(
     upsample: Upsample, shift: int, dtype: torch.dtype, channels_last: bool
 ) -> None:
-    for case in (conv(1, 8, 13, 11), concat(2, 8, 13, 11, x=8)):
+    for case in (conv(1, 8, 13, 11), concat(2, 8, 13, 11, x=8), conv(1, 9, 6, 12)):
         values, grad_map = torch.randn(case.values_size), torch.randn(case.map_size).to(dtype)
         given = {
             "base": torch.randn(case.map_size).to(dtype) if case.sum_levels else None,
@@ -314,7 +329,9 @@ def test_infinity_stays_where_it_has_weight(
 
 @FORMATS
 @pytest.mark.parametrize(
-    "case", [conv(2, 8, 1, 5), concat(2, 8, 1, 5, x=7)], ids=["conv", "concat"]
+    "case",
+    [conv(2, 8, 1, 5), concat(2, 8, 1, 5, x=7), conv(2, 8, 1, 8)],
+    ids=["conv", "concat", "vectors"],
 )
 def test_offsets_beyond_32_bits(
     upsample: Upsample, tmp_path: Path, case: Case, channels_last: bool

@@ -71,10 +71,18 @@ int main() {
         if (run({channels, 1, 2, 3}, channels, channels_last, dtype, kNone)) return 1;
       }
       // Two tiles a row.
-      if (run({8, 3, 2, 130}, 0, channels_last, dtype, kNone)) return 1;
+      for (const int64_t width : {130, 136}) {
+        if (run({8, 3, 2, width}, 0, channels_last, dtype, kNone)) return 1;
+      }
+      // Vectors of contiguous pixels, of one row and of two, in several bands.
+      for (const int64_t width : {8, 12}) {
+        if (run({11, 3, 22, width}, 0, channels_last, dtype, kNone)) return 1;
+      }
       for (const Tensor shifted : {kMap, kBase, kBias, kCopied, kValues}) {
         for (const int64_t copied : {0, 8}) {
-          if (run({8, 1, 2, 3}, copied, channels_last, dtype, shifted)) return 1;
+          for (const int64_t width : {3, 4}) {
+            if (run({8, 1, 2, width}, copied, channels_last, dtype, shifted)) return 1;
+          }
         }
       }
     }
