@@ -113,13 +113,14 @@ __device__ inline void write_planes(const PyramidUpsampleParams& params, const U
                                     const UpsampleTile& tile, const AxisTap* col_taps, const float* bias,
                                     const float* mix, int64_t first, const T* __restrict__ base, bool relu,
                                     T* __restrict__ map) {
-  const int lane = threadIdx.x % plan.lanes;
+  constexpr int kLanes = kPlaneChannels / Size;
+  const int lane = threadIdx.x % kLanes;
   const int channels = min(Size, share.channels - lane * Size);
   if (channels <= 0) return;
   const int64_t plane = params.height * params.width;
   const int row_stride = share.axis_bins * params.kernel_size * kPlaneChannels;
   const int vectors = tile.rows * tile.cols / Pixels;
-  for (int task = threadIdx.x / plan.lanes; task < vectors; task += kUpsampleThreads / plan.lanes) {
+  for (int task = threadIdx.x / kLanes; task < vectors; task += kUpsampleThreads / kLanes) {
     const int in_tile = task * Pixels;
     const int64_t at = first + in_tile / tile.cols * params.width + in_tile % tile.cols + lane * Size * plane;
     Vector<T, Pixels> planes[Size] = {};
