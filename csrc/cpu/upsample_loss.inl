@@ -37,6 +37,14 @@ PSPFAST_INLINE Lanes<A> load_or(const A* from, int64_t count, A rest) {
   return lanes;
 }
 
+// Asks for sixteen pixels that are soon needed: their rows are too many, or too far apart, for the processor to
+// foresee.
+template <class A>
+PSPFAST_INLINE void prefetch_pixels(const int64_t* target, const A* lse, int64_t pixel) {
+  for (const int64_t i : {int64_t{0}, kLanes / 2, kLanes - 1}) __builtin_prefetch(target + pixel + i);
+  for (const int64_t i : {int64_t{0}, kLanes - 1}) __builtin_prefetch(lse + pixel + i);
+}
+
 // The image's rows that read row `source` of its logits, and the row behind it. sums [3]: losses, weights, invalid
 // targets. Scratch: buffer [3, K, 16].
 template <class T>
@@ -53,6 +61,7 @@ void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
     for_each_rows(rows.first[source], rows.first[source + 1], [&](int64_t row, auto count) {
       constexpr int R = decltype(count)::value;
       const A* weights = &rows.weight[row];
+      for (int r = 0; r < R; ++r) prefetch_pixels(image.target, lse, (row + r) * p.width + first + kLanes);
       Lanes<A> largest[R], sum[R] = {}, weighted[R] = {};
       Lanes<Integer<A>> label[R];
       labels.data ? find_largest<true>(between, weights, largest, label)
@@ -136,13 +145,8 @@ void gather_classes(std::bool_constant<kPlain>, const UpsampleLossParams& p, con
     for (int64_t source = 0; source < p.rows; ++source) {
       const int64_t begin = rows.first[source], count = rows.first[source + 1] - begin;
       for (int64_t r = 0; r < count; ++r) {
-        const int64_t pixel = (begin + r) * p.width + first, ahead = pixel + count * p.width;
-        // Rows lie too far apart for the processor to foresee which is next.
-        __builtin_prefetch(lse + ahead);
-        __builtin_prefetch(lse + ahead + kLanes - 1);
-        __builtin_prefetch(image.target + ahead);
-        __builtin_prefetch(image.target + ahead + kLanes / 2);
-        __builtin_prefetch(image.target + ahead + kLanes - 1);
+        const int64_t pixel = (begin + r) * p.width + first;
+        prefetch_pixels(image.target, lse, pixel + count * p.width);
         fill_block<kPlain>(p, image, lse, pixel, columns.count, scratch.blocks[r]);
       }
       const Between<A> between =
