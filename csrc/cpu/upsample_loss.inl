@@ -28,15 +28,6 @@ PSPFAST_INLINE Lanes<Integer<A>> load_target(const UpsampleLossParams& p, const 
   return join<Integer<A>>(halves[0], halves[1]);
 }
 
-// The first `count` of sixteen numbers; the others are `rest`.
-template <class A>
-PSPFAST_INLINE Lanes<A> load_or(const A* from, int64_t count, A rest) {
-  if (count == kLanes) return load(from);
-  Lanes<A> lanes = Lanes<A>{} + rest;
-  for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
-  return lanes;
-}
-
 // Asks for sixteen pixels that are soon needed: their rows are too many, or too far apart, for the processor to
 // foresee.
 template <class A>
@@ -104,13 +95,11 @@ void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
 template <bool kPlain, class T, class A>
 PSPFAST_INLINE void fill_block(const UpsampleLossParams& p, const LossImage<T, A>& image, const A* lse, int64_t pixel,
                                int64_t count, PixelBlock<A>& block) {
-  // Probabilities behind the last column are zero.
-  constexpr A kNothing = std::numeric_limits<A>::max();
   const auto target = load_target<A>(p, image.target + pixel, count);
-  Lanes<A> lses = load_or(lse + pixel, count, kNothing);
-  if constexpr (kPlain) {
-    lses = target >= 0 ? lses : Lanes<A>{} + kNothing;
-  } else {
+  // Probabilities of pixels that do not count, as of those behind the last column, are zero.
+  const Lanes<A> lses = count == kLanes ? load(lse + pixel) : load(lse + pixel, count);
+  store(block.lse, target >= 0 ? lses : Lanes<A>{} + std::numeric_limits<A>::max());
+  if constexpr (!kPlain) {
     Lanes<A> one = Lanes<A>{} + static_cast<A>(1 - p.label_smoothing);
     Lanes<A> smooth = Lanes<A>{} + static_cast<A>(p.label_smoothing / static_cast<double>(p.classes));
     if (image.weight) one *= gather(image.weight, target >= 0 ? target : Lanes<Integer<A>>{});
@@ -120,7 +109,6 @@ PSPFAST_INLINE void fill_block(const UpsampleLossParams& p, const LossImage<T, A
     store(block.smooth, smooth);
     store(block.all, one + smooth * image.weight_sum);
   }
-  store(block.lse, lses);
   std::memcpy(block.target, &target, sizeof(target));
 }
 

@@ -13,8 +13,9 @@ constexpr int kBwdChannels = ChannelsLast ? Size : kVectorSize<T>;
 
 // Contiguous maps are copied to shared memory first, channels innermost: of a pixel, a thread's are one vector. Where
 // it lies in its row, in vectors: neighbouring threads write each 8th, which would meet in the same banks if the row
-// did not leave out one behind 8.
-__host__ __device__ inline int tile_position(int vector) { return vector + vector / 8; }
+// did not leave out one behind 8. kPixels pixels lie between two such gaps.
+constexpr int kTileRun = 8;
+__host__ __device__ inline int tile_position(int vector) { return vector + vector / kTileRun; }
 
 // Of a row, in vectors: neighbouring threads read neighbouring rows, from as many banks at an odd distance.
 __host__ __device__ inline int tile_stride(const UpsamplePlan& plan) {
@@ -221,6 +222,7 @@ __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
           };
           sum_columns<T, kChannels>(params, plan, share, at, col_taps, pixels_at, params.map_channels, sums);
         } else {
+          static_assert(kTileRun % (kPixels * kMostLanes<kChannels, ChannelsLast>) == 0);
           load_tile<T, kChannels, Size>(params, plan, share, at, pixels, tile);
           __syncthreads();
           const auto pixels_at = [&](int row, int col, int channel) {

@@ -14,6 +14,8 @@ import yaml
 
 from pspfast.engine.files import atomic_open
 
+Source = Literal["ade20k", "cityscapes", "voc2012"]
+
 
 @dataclass
 class ModelConfig:
@@ -65,7 +67,7 @@ class DataConfig:
     """Folder of the validation images, when there is no list."""
     val_labels: str | None = None
     """Folder of the validation labels."""
-    source: Literal["ade20k", "cityscapes", "voc2012"] | None = None
+    source: Source | None = None
     """Published data set, unpacked in root, for the splits that neither a list nor folders give:
     images/ and annotations/, leftImg8bit/ and gtFine/ with _labelIds.png, or VOCdevkit/."""
     classes: int | str = "camvid"
@@ -244,7 +246,7 @@ class EvalConfig:
     """Folder of the images, when there is no list."""
     labels: str | None = None
     """Folder of the labels, with the stems of the images."""
-    source: Literal["ade20k", "cityscapes", "voc2012"] | None = None
+    source: Source | None = None
     """Published data set, unpacked in root, whose validation images are taken; see data.source."""
     protocol: Literal["whole", "slide_logits", "semseg"] = "whole"
     """"whole" labels an image at once, "slide_logits" by windows whose logits are averaged (both

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from pspfast.engine.inputs import choose_label_ids, find_samples, make_loader
 from pspfast.engine.protocols import Predictor, make_protocol
 from pspfast.engine.samples import UsableSamples
 from pspfast.engine.scores import Scores, save_scores
+from pspfast.engine.together import bar_disabled, make_accelerator
 from pspfast.engine.weights import load_model
 from pspfast.models import optimize_for_inference
 
@@ -50,11 +50,7 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, Taxonomy]:
         source=options.source,
     )
     samples, label_ids = find_samples(data, "val", classes), choose_label_ids(data, classes)
-    # It refuses a precision that the device does not have. Unless it is told, it takes each of
-    # several processes on CPUs for the only one.
-    accelerator = Accelerator(
-        mixed_precision=options.precision, cpu=not torch.accelerator.is_available()
-    )
+    accelerator = make_accelerator(options.precision)
     device = accelerator.device
     model = optimize_for_inference(trained.model.to(device), _DTYPES[options.precision])
     protocol = make_protocol(model, options, trained.config.augment.crop_size)
@@ -65,8 +61,7 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, Taxonomy]:
         [[i] for i in range(accelerator.process_index, len(samples), accelerator.num_processes)],
         options.workers,
     )
-    hidden = None if accelerator.is_main_process else True
-    bar = tqdm(loader, desc="evaluate", unit=" images", disable=hidden)
+    bar = tqdm(loader, desc="evaluate", unit=" images", disable=bar_disabled(accelerator))
     scores = evaluate(protocol, _usable(bar), make_confusion(classes, ignore_index, device), device)
     if options.output and accelerator.is_main_process:
         save_scores(options.output, scores, trained.taxonomy, options, device)

@@ -15,6 +15,7 @@ from pspfast.data.datasets import SeededDataset
 from pspfast.engine.config import Config
 from pspfast.engine.inputs import make_loader, train_batches
 from pspfast.engine.samples import UsableSamples
+from pspfast.engine.together import bar_disabled
 
 Batch = tuple[Tensor, Tensor]
 
@@ -96,8 +97,3 @@ class Feed:
         for text in "\n".join(problems).splitlines():
             tqdm.write(f"skipped {text}", file=sys.stderr)
             self._skipped.append(text)
-
-
-def bar_disabled(accelerator: Accelerator) -> bool | None:
-    """None leaves it to tqdm, which shows bars on a terminal only."""
-    return None if accelerator.is_main_process else True

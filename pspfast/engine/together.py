@@ -1,4 +1,4 @@
-"""What several processes of a run agree on."""
+"""What several processes do together, and what they agree on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Of this process; raises where the device does not have the precision."""
+    # Unless it is told, it takes each of several processes on CPUs for the only one.
+    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+
+
+def bar_disabled(accelerator: Accelerator) -> bool | None:
+    """None leaves it to tqdm, which shows bars on a terminal only."""
+    return None if accelerator.is_main_process else True
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import Accelerator
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
@@ -17,7 +15,7 @@ from pspfast.data import Taxonomy, colorize
 from pspfast.data.datasets import SeededDataset
 from pspfast.engine.config import Config
 from pspfast.engine.evaluate import Scores, evaluate, make_confusion
-from pspfast.engine.feed import Feed, bar_disabled
+from pspfast.engine.feed import Feed
 from pspfast.engine.inputs import (
     choose_taxonomy,
     make_train_set,
@@ -29,7 +27,7 @@ from pspfast.engine.log import RunLog, describe
 from pspfast.engine.predict import segment_item
 from pspfast.engine.state import RunState
 from pspfast.engine.step import Losses, backward
-from pspfast.engine.together import any_stops, on_main
+from pspfast.engine.together import any_stops, bar_disabled, make_accelerator, on_main
 from pspfast.engine.weights import save_weights
 
 _REPORT_STEPS = 10  # reading the loss waits for the device, so not at every step
@@ -81,10 +79,7 @@ class Trainer:
         self.config, self.taxonomy = config, taxonomy
         self.train_set, self.val_set = train_set, val_set
         self.folder = Path(options.output)
-        # Unless it is told, it takes each of several processes on CPUs for the only one.
-        self.accelerator = Accelerator(
-            mixed_precision=options.precision, cpu=not torch.accelerator.is_available()
-        )
+        self.accelerator = make_accelerator(options.precision)
         self.device = self.accelerator.device
         self.feed = Feed(config, self.accelerator, self._agree)
         steps = steps_per_epoch(train_set, options, self.accelerator.num_processes)

@@ -108,7 +108,10 @@ def test_wrong_options(
         (["predict", "a.png", "--checkpoint", str(tmp_path / "none.pt")], "none.pt"),
         (["predict", "no.png", "--checkpoint", checkpoint], "no.png"),
         (["predict", "--checkpoint", checkpoint], "predict.inputs"),
-        (["eval", "--checkpoint", checkpoint], "expected one of --list"),
+        (
+            ["eval", "--checkpoint", checkpoint],
+            "expected one of --list, --images with --labels, and --source",
+        ),
         (["eval", "--checkpoint", checkpoint, "--list", "none.txt"], "none.txt"),
         (["fly"], "fly"),
     ):

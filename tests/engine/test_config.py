@@ -48,8 +48,11 @@ def test_defaults_are_semsegs() -> None:
         (lambda: DataConfig(ignore_index=-100), "data.ignore_index: expected 0 to 255, got -100"),
         (lambda: DataConfig(train_images="x"), "train_images and train_labels"),
         (lambda: DataConfig(val_list="l", val_images="i", val_labels="l"), "got both"),
-        (lambda: EvalConfig("c"), "expected one of --list"),
-        (lambda: EvalConfig("c", list="a", source="ade20k"), "expected one of --list"),
+        (lambda: EvalConfig("c"), "expected one of --list, --images with --labels, and --source"),
+        (
+            lambda: EvalConfig("c", list="a", source="ade20k"),
+            "expected one of --list, --images with --labels, and --source",
+        ),
         (lambda: EvalConfig("c", source="ade20k"), "--root: expected the folder of ade20k"),
         (lambda: EvalConfig("c", images="i"), "expected both or neither"),
         (lambda: PredictConfig(["i"], "c", alpha=2), "alpha: expected 0 to 1, got 2"),

@@ -24,6 +24,8 @@ from pspfast.engine.log import read_log
 from pspfast.engine.train import train
 from pspfast.engine.weights import load_model
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
 # Trains with a YAML file, and writes what backward returned and the validation's pixel counts.
 DRIVER = """
 import json, os, sys
@@ -54,9 +56,8 @@ def start(config: Config, folder: Path) -> subprocess.Popen[str]:
     """Two processes."""
     (folder / "driver.py").write_text(DRIVER)
     config.save(folder / "config.yaml")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.Popen(
-        [*command, "driver.py", "config.yaml", "."],
+        [*TORCHRUN, "driver.py", "config.yaml", "."],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -181,7 +182,6 @@ def test_bad_image_of_one_process(
 def test_two_processes_share_the_images_to_evaluate(
     config: Config, finished_run: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = EvalConfig(
         str(finished_run / "best.safetensors"),
         list=str(config.data.val_list),
@@ -190,7 +190,7 @@ def test_two_processes_share_the_images_to_evaluate(
     )
     arguments = [f"--{name}={getattr(options, name)}" for name in ("checkpoint", "list", "root")]
     said = subprocess.run(
-        [*command, "-m", "pspfast", "eval", *arguments, "--output=scores", "--workers=0"],
+        [*TORCHRUN, "-m", "pspfast", "eval", *arguments, "--output=scores", "--workers=0"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
