@@ -18,7 +18,7 @@ PSPFAST_INLINE void add_to(A* sum, Lanes<A> v) {
 
 template <class A>
 PSPFAST_INLINE Lanes<double> to_double(const A* p) {
-  return __builtin_convertvector(load(p), Lanes<double>);
+  return convert<double>(load(p));
 }
 
 // Joins moments, the means and the sums of squared deviations from them, of `more` rows to those of `count` rows (Chan,
@@ -76,7 +76,7 @@ void normalize_rows(const Rows<T>& in, int64_t rows, int64_t channels, bool with
 // The gradient behind the ReLU, as torch's: of NaN, too.
 template <class T>
 PSPFAST_INLINE Lanes<Acc<T>> behind_relu(const Rows<T>& in, const T* grad, int64_t i, int64_t c, int64_t lanes) {
-  return normalized(in, i, c, lanes) <= 0 ? Lanes<Acc<T>>{} : load_some(grad + i, lanes);
+  return select(normalized(in, i, c, lanes) <= 0, Lanes<Acc<T>>{}, load_some(grad + i, lanes));
 }
 
 // Adds the sums of g and of g * (z - mean), and writes g to grad_residual, if there is one.

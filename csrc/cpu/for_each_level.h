@@ -1,13 +1,14 @@
 // Compiles the file that PSPFAST_KERNELS names once per vector level, each in a namespace of its own, and defines
 // PSPFAST_CALL(f, ...) to call f of the level that torch found at start-up (ATEN_CPU_CAPABILITY lowers it).
 //
-// The kernels are written with the vector types of vector.inl, sixteen lanes wide at every level; the compiler
-// cuts these to what the level has. Other processors than x86-64 have one level, "baseline".
+// The kernels are written with the vector types of vector.inl, sixteen lanes wide at every level; where registers are
+// shorter these are made of several. Other processors than x86-64 have one level, "baseline".
 #include <ATen/Version.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

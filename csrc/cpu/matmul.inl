@@ -28,7 +28,12 @@ struct Matmul {
 template <int kRows, int kCols, bool kTransposed>
 void multiply_rows(const Matmul& m) {
   constexpr int64_t kRowStride = kTransposed ? 1 : kLanes, kStep = kTransposed ? kLanes : 1;
-  Lanes<float> sums[kRows][kCols] = {};
+  Lanes<float> sums[kRows][kCols];
+#pragma GCC unroll 16
+  for (auto& row : sums) {
+#pragma GCC unroll 2
+    for (auto& sum : row) sum = Lanes<float>{};
+  }
   const auto step = [&](const float* left, const float* right) __attribute__((always_inline)) {
     Lanes<float> row[kCols];
 #pragma GCC unroll 2
@@ -48,7 +53,9 @@ void multiply_rows(const Matmul& m) {
       for (int64_t i = 0; i < kLanes; ++i) step(left + i * kStep, m.right + (k + i) * kLanes);
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
     for (int j = 0; j < kCols; ++j) {
       float* to = m.product + i * m.product_row + j * m.product_block;
       store(to, m.add ? load(to) + sums[i][j] : sums[i][j]);

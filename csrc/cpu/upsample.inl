@@ -96,15 +96,16 @@ PSPFAST_INLINE void find_largest(const Between<A>& between, const A* weights, La
     const Lanes<Integer<A>> candidate = Lanes<Integer<A>>{} + static_cast<Integer<A>>(k);
     for (int r = 0; r < R; ++r) {
       const Lanes<A> value = between.at(k, weights[r]);
-      if constexpr (kLabels) label[r] = value > largest[r] ? candidate : label[r];
-      largest[r] = value > largest[r] ? value : largest[r];
+      if constexpr (kLabels) label[r] = select(value > largest[r], candidate, label[r]);
+      largest[r] = select(value > largest[r], value, largest[r]);
     }
   }
 }
 
 // Labels of `count` pixels from `pixel` on.
 template <class V>
-PSPFAST_INLINE void store_labels(const LabelOutput& output, int64_t pixel, V lanes, int64_t count) {
+PSPFAST_INLINE void store_labels(const LabelOutput& output, int64_t pixel, V label, int64_t count) {
+  const auto lanes = array_of(label);
   const int64_t first = output.first + pixel;
   for (int64_t i = 0; i < count; ++i) {
     switch (output.type) {

@@ -54,9 +54,10 @@ void softmax_of_rows(const UpsampleParams& p, const SoftmaxOutput& output, const
           store(at, output.add ? load(at) + value : value);
           continue;
         }
+        const auto values = array_of(value);
         for (int64_t i = 0; i < columns.count; ++i) {
           A& element = at[i * output.col_stride];
-          const A v = value[output.flip ? columns.count - 1 - i : i];
+          const A v = values[output.flip ? columns.count - 1 - i : i];
           element = output.add ? element + v : v;
         }
       }

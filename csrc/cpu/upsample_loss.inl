@@ -21,11 +21,11 @@ PSPFAST_INLINE Lanes<Integer<A>> load_target(const UpsampleLossParams& p, const 
     Half lanes;
     std::memcpy(&lanes, target + i * kHalf, sizeof(lanes));
     const auto is_ignored = lanes == p.ignore_index, is_class = (lanes >= 0) & (lanes < p.classes);
-    lanes = is_class ? lanes : Half{} + kInvalid;
-    lanes = is_ignored ? Half{} + kIgnored : lanes;
-    halves[i] = __builtin_convertvector(lanes, VectorOf<Integer<A>, kHalf>);
+    lanes = select(is_class, lanes, Half{} + kInvalid);
+    lanes = select(is_ignored, Half{} + kIgnored, lanes);
+    halves[i] = convert<Integer<A>>(lanes);
   }
-  return join<Integer<A>>(halves[0], halves[1]);
+  return join(halves[0], halves[1]);
 }
 
 // Asks for sixteen pixels that are soon needed: their rows are too many, or too far apart, for the processor to
@@ -73,15 +73,15 @@ void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
         columns.count == kLanes ? store(lse + pixel, of_pixel) : store(lse + pixel, of_pixel, columns.count);
         const auto target = load_target<A>(p, image.target + pixel, columns.count);
         // Of what is no target, which is left out below, the first class.
-        const auto k = target >= 0 ? target : Lanes<Integer<A>>{};
-        const auto element = k * kLanes + Lanes<Integer<A>>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const auto k = select(target >= 0, target, Lanes<Integer<A>>{});
+        const auto element = k * kLanes + lane_numbers<Integer<A>>();
         const Lanes<A> value = gather(between.value, element) + weights[r] * gather(between.step, element);
         Lanes<A> weight = image.weight ? gather(image.weight, k) : Lanes<A>{} + 1;
-        weight = target >= 0 ? weight : Lanes<A>{};
+        weight = select(target >= 0, weight, Lanes<A>{});
         Lanes<A> loss = of_target * weight * (of_pixel - value);
         if (of_all > 0) loss += of_all * (of_pixel * image.weight_sum - weighted[r]);
-        losses += __builtin_convertvector(target >= 0 ? loss : Lanes<A>{}, Lanes<double>);
-        total_weights += __builtin_convertvector(weight, Lanes<double>);
+        losses += convert<double>(select(target >= 0, loss, Lanes<A>{}));
+        total_weights += convert<double>(weight);
         invalid -= target == kInvalid;
       }
     });
@@ -98,13 +98,13 @@ PSPFAST_INLINE void fill_block(const UpsampleLossParams& p, const LossImage<T, A
   const auto target = load_target<A>(p, image.target + pixel, count);
   // Probabilities of pixels that do not count, as of those behind the last column, are zero.
   const Lanes<A> lses = count == kLanes ? load(lse + pixel) : load(lse + pixel, count);
-  store(block.lse, target >= 0 ? lses : Lanes<A>{} + std::numeric_limits<A>::max());
+  store(block.lse, select(target >= 0, lses, Lanes<A>{} + std::numeric_limits<A>::max()));
   if constexpr (!kPlain) {
     Lanes<A> one = Lanes<A>{} + static_cast<A>(1 - p.label_smoothing);
     Lanes<A> smooth = Lanes<A>{} + static_cast<A>(p.label_smoothing / static_cast<double>(p.classes));
-    if (image.weight) one *= gather(image.weight, target >= 0 ? target : Lanes<Integer<A>>{});
-    one = target >= 0 ? one : Lanes<A>{};
-    smooth = target >= 0 ? smooth : Lanes<A>{};
+    if (image.weight) one *= gather(image.weight, select(target >= 0, target, Lanes<Integer<A>>{}));
+    one = select(target >= 0, one, Lanes<A>{});
+    smooth = select(target >= 0, smooth, Lanes<A>{});
     store(block.one, one);
     store(block.smooth, smooth);
     store(block.all, one + smooth * image.weight_sum);
@@ -150,9 +150,9 @@ void gather_classes(std::bool_constant<kPlain>, const UpsampleLossParams& p, con
           Lanes<A> g = exp_of_negative(between.at(k, row_weight) - load(of_row.lse));
           const auto is_target = bit_cast<Lanes<Integer<A>>>(of_row.target) == own;
           if constexpr (kPlain) {
-            g = is_target ? g - 1 : g;
+            g = select(is_target, g - 1, g);
           } else {
-            g = g * load(of_row.all) - (is_target ? load(of_row.one) : Lanes<A>{}) - of_class * load(of_row.smooth);
+            g = g * load(of_row.all) - select(is_target, load(of_row.one), Lanes<A>{}) - of_class * load(of_row.smooth);
           }
           both += g;
           behind += row_weight * g;

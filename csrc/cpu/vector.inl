@@ -7,92 +7,98 @@ constexpr int64_t kLanes = 16;
 template <class T>
 using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-template <class A, int64_t N>
-struct VectorOfType {
-  typedef A type __attribute__((vector_size(N * sizeof(A))));
-};
-template <class A, int64_t N>
-using VectorOf = typename VectorOfType<A, N>::type;
+#define PSPFAST_INLINE static inline __attribute__((always_inline))
+
+#if PSPFAST_LEVEL == PSPFAST_AVX512
+constexpr int64_t kRegisterBytes = 64;
+#elif PSPFAST_LEVEL == PSPFAST_AVX2
+constexpr int64_t kRegisterBytes = 32;
+#else
+constexpr int64_t kRegisterBytes = 16;
+#endif
+#include "pair.inl"
+
 template <class A>
 using Lanes = VectorOf<A, kLanes>;
 
-#define PSPFAST_INLINE static inline __attribute__((always_inline))
-
-template <class To, class From>
-PSPFAST_INLINE To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-PSPFAST_INLINE Lanes<float> load(const float* p) {
-  Lanes<float> v;
-  std::memcpy(&v, p, sizeof(v));
-  return v;
-}
-
-PSPFAST_INLINE Lanes<double> load(const double* p) {
-  Lanes<double> v;
+// A register's lanes of float or double from any element type.
+template <class V>
+PSPFAST_INLINE V load_register(const ElementOf<V>* p) {
+  V v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
 
 // bfloat16 is the upper half of a float.
-PSPFAST_INLINE Lanes<float> load(const c10::BFloat16* p) {
-  Lanes<uint16_t> half;
+template <class V>
+PSPFAST_INLINE V load_register(const c10::BFloat16* p) {
+  VectorOf<uint16_t, kLanesOf<V>> half;
   std::memcpy(&half, p, sizeof(half));
-  return bit_cast<Lanes<float>>(__builtin_convertvector(half, Lanes<uint32_t>) << 16);
+  return bit_cast<V>(__builtin_convertvector(half, VectorOf<uint32_t, kLanesOf<V>>) << 16);
 }
 
-PSPFAST_INLINE Lanes<float> load(const c10::Half* p) {
+template <class V>
+PSPFAST_INLINE V load_register(const c10::Half* p) {
 #if PSPFAST_LEVEL == PSPFAST_AVX512
-  return bit_cast<Lanes<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  return bit_cast<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif PSPFAST_LEVEL == PSPFAST_AVX2
+  return bit_cast<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
-  float values[kLanes];
-#if PSPFAST_LEVEL == PSPFAST_AVX2
-  for (int i = 0; i < kLanes; i += 8) {
-    _mm256_storeu_ps(values + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i))));
-  }
-#else
-  for (int i = 0; i < kLanes; ++i) {
-    values[i] = p[i];
-  }
-#endif
-  return load(values);
+  return V{p[0], p[1], p[2], p[3]};
 #endif
 }
 
-PSPFAST_INLINE void store(float* p, Lanes<float> v) { std::memcpy(p, &v, sizeof(v)); }
-PSPFAST_INLINE void store(double* p, Lanes<double> v) { std::memcpy(p, &v, sizeof(v)); }
+template <class V, class T>
+PSPFAST_INLINE V load_vector(const T* p) {
+  if constexpr (kIsPair<V>) {
+    using Half = decltype(V::low);
+    return {load_vector<Half>(p), load_vector<Half>(p + kLanesOf<Half>)};
+  } else {
+    return load_register<V>(p);
+  }
+}
 
-PSPFAST_INLINE void store(c10::BFloat16* p, Lanes<float> v) {
-  const auto bits = bit_cast<Lanes<uint32_t>>(v);
+template <class T>
+PSPFAST_INLINE Lanes<Acc<T>> load(const T* p) {
+  return load_vector<Lanes<Acc<T>>>(p);
+}
+
+template <class V>
+PSPFAST_INLINE void store_register(ElementOf<V>* p, V v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+template <class V>
+PSPFAST_INLINE void store_register(c10::BFloat16* p, V v) {
+  const auto bits = bit_cast<VectorOf<uint32_t, kLanesOf<V>>>(v);
   // To nearest, ties to even; 0x7fc0 is the quiet NaN, which the addition could turn into an infinity.
   const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const auto is_nan = bit_cast<Lanes<uint32_t>>(v != v);
-  const auto half = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), Lanes<uint16_t>);
+  const auto is_nan = bit_cast<VectorOf<uint32_t, kLanesOf<V>>>(v != v);
+  const auto half = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), VectorOf<uint16_t, kLanesOf<V>>);
   std::memcpy(p, &half, sizeof(half));
 }
 
-PSPFAST_INLINE void store(c10::Half* p, Lanes<float> v) {
+template <class V>
+PSPFAST_INLINE void store_register(c10::Half* p, V v) {
 #if PSPFAST_LEVEL == PSPFAST_AVX512
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif PSPFAST_LEVEL == PSPFAST_AVX2
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
-  float values[kLanes];
-  store(values, v);
-#if PSPFAST_LEVEL == PSPFAST_AVX2
-  for (int i = 0; i < kLanes; i += 8) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(values + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-#else
-  for (int i = 0; i < kLanes; ++i) {
-    p[i] = values[i];
-  }
+  for (int64_t i = 0; i < kLanesOf<V>; ++i) p[i] = v[i];
 #endif
-#endif
+}
+
+template <class T, class V>
+PSPFAST_INLINE void store(T* p, V v) {
+  if constexpr (kIsPair<V>) {
+    store(p, v.low);
+    store(p + kLanesOf<V> / 2, v.high);
+  } else {
+    store_register(p, v);
+  }
 }
 
 // The first n < 16 elements; the other lanes are zero and are not stored.
@@ -117,27 +123,24 @@ PSPFAST_INLINE void store(T* p, Lanes<Acc<T>> v, int64_t n) {
 template <class V>
 PSPFAST_INLINE V relu(V v) {
   // Not a maximum: NaN stays NaN.
-  return v < 0 ? V{} : v;
+  return select(v < 0, V{}, v);
 }
 
 // Halves are added until one lane is left: a loop over lanes in memory is several times slower.
-template <int64_t N = kLanes, class V>
+template <class V>
 PSPFAST_INLINE auto sum(V v) {
-  if constexpr (N == 1) {
-    return v[0];
+  if constexpr (kLanesOf<V> == 2 && !kIsPair<V>) {
+    return v[0] + v[1];
   } else {
-    struct Halves {
-      VectorOf<std::remove_cvref_t<decltype(v[0])>, N / 2> low, high;
-    };
-    const auto halves = bit_cast<Halves>(v);
-    return sum<N / 2>(halves.low + halves.high);
+    const auto of = halves(v);
+    return sum(of.low + of.high);
   }
 }
 
 // The sums of four vectors.
 template <class V>
 PSPFAST_INLINE auto sum(V a, V b, V c, V d) {
-  using A = std::remove_cvref_t<decltype(a[0])>;
+  using A = ElementOf<V>;
 #if PSPFAST_LEVEL == PSPFAST_AVX512
   if constexpr (std::is_same_v<A, float>) {
     // Each 128 bits become partial sums of a, b, c and d.
@@ -154,49 +157,59 @@ PSPFAST_INLINE auto sum(V a, V b, V c, V d) {
     return (quarters.of[0] + quarters.of[2]) + (quarters.of[1] + quarters.of[3]);
   }
 #endif
-  return VectorOf<A, 4>{sum(a), sum(b), sum(c), sum(d)};
+  const A sums[] = {sum(a), sum(b), sum(c), sum(d)};
+  return load_vector<VectorOf<A, 4>>(sums);
 }
 
-// Both halves of a vector.
+// i in lane i.
 template <class A>
-PSPFAST_INLINE Lanes<A> join(VectorOf<A, kLanes / 2> low, VectorOf<A, kLanes / 2> high) {
-#if PSPFAST_LEVEL == PSPFAST_AVX512
-  // Compilers take the way through memory, where a load of two stores has to wait.
-  if constexpr (sizeof(A) == 4) {
-    const auto lower = _mm512_castsi256_si512(bit_cast<__m256i>(low));
-    return bit_cast<Lanes<A>>(_mm512_inserti64x4(lower, bit_cast<__m256i>(high), 1));
-  }
-#endif
-  const VectorOf<A, kLanes / 2> halves[] = {low, high};
-  return bit_cast<Lanes<A>>(halves);
+PSPFAST_INLINE Lanes<A> lane_numbers() {
+  constexpr A numbers[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load_vector<Lanes<A>>(numbers);
+}
+
+// A vector's lanes in memory.
+template <class V>
+PSPFAST_INLINE auto array_of(V v) {
+  return bit_cast<std::array<ElementOf<V>, kLanesOf<V>>>(v);
 }
 
 // from[index[i]] in lane i.
 template <class A, class Index>
-PSPFAST_INLINE Lanes<A> gather(const A* from, Index index) {
+PSPFAST_INLINE auto gather(const A* from, Index index) {
+  using V = VectorOf<A, kLanesOf<Index>>;
 #if PSPFAST_LEVEL == PSPFAST_AVX512
   if constexpr (std::is_same_v<A, float>) {
-    return bit_cast<Lanes<A>>(_mm512_i32gather_ps(bit_cast<__m512i>(index), from, sizeof(A)));
+    return bit_cast<V>(_mm512_i32gather_ps(bit_cast<__m512i>(index), from, sizeof(A)));
   }
 #endif
-  Lanes<A> v = {};
-  for (int64_t i = 0; i < kLanes; ++i) v[i] = from[index[i]];
-  return v;
+  A gathered[kLanesOf<V>];
+  const auto indices = array_of(index);
+  for (int64_t i = 0; i < kLanesOf<V>; ++i) gathered[i] = from[indices[i]];
+  return load_vector<V>(gathered);
 }
 
 // v's element index[i] in lane i.
 template <class V>
 PSPFAST_INLINE V pick(V v, const int32_t* index) {
-  using A = std::remove_cvref_t<decltype(v[0])>;
+  using A = ElementOf<V>;
 #if PSPFAST_LEVEL == PSPFAST_AVX512
   if constexpr (std::is_same_v<A, float>) {
     return bit_cast<V>(_mm512_permutexvar_ps(_mm512_loadu_si512(index), bit_cast<__m512>(v)));
   }
 #endif
-  A from[kLanes], to[kLanes];
-  store(from, v);
+  const auto from = array_of(v);
+  A to[kLanes];
   for (int64_t i = 0; i < kLanes; ++i) to[i] = from[index[i]];
   return load(to);
+}
+
+// f of every lane.
+template <class F>
+PSPFAST_INLINE Lanes<double> map_lanes(Lanes<double> v, const F& f) {
+  auto lanes = array_of(v);
+  for (double& lane : lanes) lane = f(lane);
+  return load(lanes.data());
 }
 
 // exp(x) for x <= 0; 0 below -87, where float has no normal numbers. The error is at most 2e-7 + 4e-8 |x| of it.
@@ -218,13 +231,12 @@ PSPFAST_INLINE Lanes<float> exp_of_negative(Lanes<float> x) {
   return bit_cast<Lanes<float>>(_mm512_maskz_scalef_ps(large_enough, bit_cast<__m512>(power), bit_cast<__m512>(n)));
 #else
   const auto scale = bit_cast<Lanes<float>>((bit_cast<Lanes<int32_t>>(shifted) << 23) + (127 << 23));
-  return x < kLeast ? Lanes<float>{} : power * scale;
+  return select(x < kLeast, Lanes<float>{}, power * scale);
 #endif
 }
 
 PSPFAST_INLINE Lanes<double> exp_of_negative(Lanes<double> x) {
-  for (int64_t i = 0; i < kLanes; ++i) x[i] = std::exp(x[i]);
-  return x;
+  return map_lanes(x, [](double lane) { return std::exp(lane); });
 }
 
 // log(x) for normal numbers x > 0, to 2 units of the last place of the larger of it and 1.
@@ -233,7 +245,7 @@ PSPFAST_INLINE Lanes<float> log_of_positive(Lanes<float> x) {
   constexpr int32_t kSqrtHalf = 0x3f3504f3;
   const auto bits = bit_cast<Lanes<int32_t>>(x);
   const Lanes<int32_t> exponent = (bits - kSqrtHalf) >> 23;
-  const Lanes<float> n = __builtin_convertvector(exponent, Lanes<float>);
+  const Lanes<float> n = convert<float>(exponent);
   const Lanes<float> f = bit_cast<Lanes<float>>(bits - (exponent << 23)) - 1;
   // log(1 + f) = f - f^2 / 2 + f^3 p(f); p of degree 6 with the smallest relative error of the whole, 3e-8.
   Lanes<float> p = f * 8.70043888e-2f - 0.142674918f;
@@ -248,6 +260,5 @@ PSPFAST_INLINE Lanes<float> log_of_positive(Lanes<float> x) {
 }
 
 PSPFAST_INLINE Lanes<double> log_of_positive(Lanes<double> x) {
-  for (int64_t i = 0; i < kLanes; ++i) x[i] = std::log(x[i]);
-  return x;
+  return map_lanes(x, [](double lane) { return std::log(lane); });
 }

@@ -176,13 +176,13 @@ void transform_output(const WinogradParams& p, const float* products, int64_t ti
 template <class T>
 void transform_weight(const T* weight, int64_t lane_stride, int64_t tap_stride, bool reversed, int64_t lanes, float* to,
                       int64_t position_stride) {
-  Lanes<float> taps[9] = {};
+  float taps[9][kLanes] = {};
   for (int t = 0; t < 9; ++t) {
     const T* tap = weight + (reversed ? 8 - t : t) * tap_stride;
     for (int64_t i = 0; i < lanes; ++i) taps[t][i] = tap[i * lane_stride];
   }
   transform<WeightTransform>(
-      [&](int i, int j) { return taps[3 * i + j]; },
+      [&](int i, int j) { return load(taps[3 * i + j]); },
       [&](int i, int j, Lanes<float> v) { store(to + (i * kTileInputs + j) * position_stride, v); });
 }
 
@@ -191,8 +191,10 @@ inline void transform_grad_weight(const float* products, int64_t position_stride
   transform<GradWeightTransform>([&](int i, int j) { return load(products + (i * kTileInputs + j) * position_stride); },
                                  [&](int i, int j, Lanes<float> v) {
                                    float* to = grad_weight + (3 * i + j) * tap_stride;
+                                   const auto gradient = array_of(v);
                                    for (int64_t lane = 0; lane < lanes; ++lane) {
-                                     to[lane * lane_stride] = add ? to[lane * lane_stride] + v[lane] : v[lane];
+                                     to[lane * lane_stride] =
+                                         add ? to[lane * lane_stride] + gradient[lane] : gradient[lane];
                                    }
                                  });
 }

@@ -26,6 +26,21 @@ with_reference = pytest.mark.parametrize(
     "implementation", ["reference", *IMPLEMENTATIONS], indirect=True
 )
 
+
+def vector_level(level: str) -> Any:
+    levels = ["default", "avx2", "avx512"]
+    best = torch.backends.cpu.get_cpu_capability().lower()
+    is_there = level in levels[: levels.index(best) + 1 if best in levels else 1]
+    # torch would take the processor to have it.
+    reason = f"the processor has no {level}"
+    return pytest.param(level, marks=pytest.mark.skipif(not is_there, reason=reason))
+
+
+# What ATEN_CPU_CAPABILITY chooses from when torch starts.
+at_every_vector_level = pytest.mark.parametrize(
+    "level", [vector_level(level) for level in ("default", "avx2", "avx512")]
+)
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
@@ -246,7 +261,7 @@ class OpTester:
         assert ours.dtype == eager.dtype
         torch.testing.assert_close(ours, eager, atol=1e-2, rtol=2e-2)
 
-    @pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
+    @at_every_vector_level
     def test_every_vector_level(self, level: str) -> None:
         """In processes of their own: torch picks the level once, at start-up."""
         name = "test_no_less_exact_than_eager"

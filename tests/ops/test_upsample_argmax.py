@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_tester import DTYPES, LAYOUTS, OpTester, exact_dtype, skip_float64_on_a_gpu, with_reference
+from op_tester import (
+    DTYPES,
+    LAYOUTS,
+    OpTester,
+    at_every_vector_level,
+    exact_dtype,
+    skip_float64_on_a_gpu,
+    with_reference,
+)
 from torch import Tensor
 
 from pspfast.ops import upsample_argmax, upsample_softmax
@@ -69,7 +77,7 @@ def test_softmax(
         torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
+@at_every_vector_level
 def test_every_vector_level(level: str) -> None:
     """In processes of their own: torch picks the level once, at start-up."""
     tests = [f"{__file__}::{name}" for name in ("test_argmax", "test_softmax")]
