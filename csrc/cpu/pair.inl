@@ -49,21 +49,21 @@ constexpr int64_t kLanesOf = sizeof(V) / sizeof(ElementOf<V>);
   PSPFAST_INLINE auto operator op(ElementOf<V> a, Pair<V> b) { \
     return Pair{a op b.low, a op b.high};                      \
   }
-#define PSPFAST_COMPOUND(op)                                   \
-  template <class V, class B>                                  \
-  PSPFAST_INLINE Pair<V>& operator op## = (Pair<V> & a, B b) { \
-    return a = a op b;                                         \
+#define PSPFAST_ARITHMETIC(op, assign)                       \
+  PSPFAST_OPERATOR(op)                                       \
+  template <class V, class B>                                \
+  PSPFAST_INLINE Pair<V>& operator assign(Pair<V>& a, B b) { \
+    return a = a op b;                                       \
   }
-#define PSPFAST_ARITHMETIC(op) PSPFAST_OPERATOR(op) PSPFAST_COMPOUND(op)
 
-PSPFAST_ARITHMETIC(+)
-PSPFAST_ARITHMETIC(-)
-PSPFAST_ARITHMETIC(*)
-PSPFAST_ARITHMETIC(/)
-PSPFAST_ARITHMETIC(&)
-PSPFAST_ARITHMETIC(|)
-PSPFAST_ARITHMETIC(<<)
-PSPFAST_ARITHMETIC(>>)
+PSPFAST_ARITHMETIC(+, +=)
+PSPFAST_ARITHMETIC(-, -=)
+PSPFAST_ARITHMETIC(*, *=)
+PSPFAST_OPERATOR(/)
+PSPFAST_OPERATOR(&)
+PSPFAST_OPERATOR(|)
+PSPFAST_OPERATOR(<<)
+PSPFAST_OPERATOR(>>)
 PSPFAST_OPERATOR(==)
 PSPFAST_OPERATOR(!=)
 PSPFAST_OPERATOR(<)
@@ -72,7 +72,6 @@ PSPFAST_OPERATOR(>)
 PSPFAST_OPERATOR(>=)
 
 #undef PSPFAST_ARITHMETIC
-#undef PSPFAST_COMPOUND
 #undef PSPFAST_OPERATOR
 
 template <class V>
