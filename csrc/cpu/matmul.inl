@@ -2,6 +2,10 @@
 // left factor is at [k / 16][m][k % 16], or, transposed, at [m / 16][k][m % 16]; element (k, n) of a right factor and
 // (m, n) of a product at [n / 16][k or m][n % 16], where blocks of 16 columns are a given distance apart.
 
+// Products that are summed one after another, before these sums are added: the error of a sum grows with its length.
+// The columns of a right factor that so many meet stay in a core's first-level cache, too.
+constexpr int64_t kSummed = 128;
+
 // Rows and vectors of columns that a step keeps in registers, with a row of the right factor beside them.
 #if PSPFAST_LEVEL == PSPFAST_AVX512
 constexpr int kMatmulRows = 14, kMatmulCols = 2;
@@ -75,15 +79,19 @@ void multiply_up_to(int64_t rows, const Matmul& m) {
 inline void multiply(int64_t rows, int64_t blocks, const Matmul& all) {
   const int64_t parts = (rows + kMatmulRows - 1) / kMatmulRows;
   for (int64_t block = 0; block < blocks; block += kMatmulCols) {
-    for (int64_t part = 0; part < parts; ++part) {
-      // Parts that differ by one row at most.
-      const int64_t begin = part * rows / parts, end = (part + 1) * rows / parts;
-      Matmul m = all;
-      m.left += begin * kLanes;
-      m.right += block * all.right_block;
-      m.product += begin * all.product_row + block * all.product_block;
-      blocks - block < kMatmulCols ? multiply_up_to<kMatmulRows, 1>(end - begin, m)
-                                   : multiply_up_to<kMatmulRows, kMatmulCols>(end - begin, m);
+    for (int64_t k = 0; k < all.depth; k += kSummed) {
+      for (int64_t part = 0; part < parts; ++part) {
+        // Parts that differ by one row at most.
+        const int64_t begin = part * rows / parts, end = (part + 1) * rows / parts;
+        Matmul m = all;
+        m.left += k / kLanes * all.left_block + begin * kLanes;
+        m.right += block * all.right_block + k * kLanes;
+        m.product += begin * all.product_row + block * all.product_block;
+        m.depth = std::min(kSummed, all.depth - k);
+        m.add |= k > 0;
+        blocks - block < kMatmulCols ? multiply_up_to<kMatmulRows, 1>(end - begin, m)
+                                     : multiply_up_to<kMatmulRows, kMatmulCols>(end - begin, m);
+      }
     }
   }
 }
@@ -91,13 +99,17 @@ inline void multiply(int64_t rows, int64_t blocks, const Matmul& all) {
 // The same with a transposed left factor, for a multiple of 16 rows.
 inline void multiply_transposed(int64_t rows, int64_t blocks, const Matmul& all) {
   for (int64_t block = 0; block < blocks; block += kMatmulCols) {
-    for (int64_t row = 0; row < rows; row += kTransposedRows) {
-      Matmul m = all;
-      m.left += row / kLanes * all.left_block + row % kLanes;
-      m.right += block * all.right_block;
-      m.product += row * all.product_row + block * all.product_block;
-      blocks - block < kMatmulCols ? multiply_rows<kTransposedRows, 1, true>(m)
-                                   : multiply_rows<kTransposedRows, kMatmulCols, true>(m);
+    for (int64_t k = 0; k < all.depth; k += kSummed) {
+      for (int64_t row = 0; row < rows; row += kTransposedRows) {
+        Matmul m = all;
+        m.left += row / kLanes * all.left_block + row % kLanes + k * kLanes;
+        m.right += block * all.right_block + k * kLanes;
+        m.product += row * all.product_row + block * all.product_block;
+        m.depth = std::min(kSummed, all.depth - k);
+        m.add |= k > 0;
+        blocks - block < kMatmulCols ? multiply_rows<kTransposedRows, 1, true>(m)
+                                     : multiply_rows<kTransposedRows, kMatmulCols, true>(m);
+      }
     }
   }
 }

@@ -16,8 +16,25 @@ constexpr int64_t kChannels = 512, kTiles = 256;
 // Filters of so many channels that are transformed at a time, where they are not yet: 19 MB.
 constexpr int64_t kFilters = 256;
 // A weight of this size stays in that cache, and is worth reading again for every few tiles, whose transformed tensors
-// then stay in a core's own cache of 1 or 2 MB. Tiles: the product's 14 rows at a time.
-constexpr int64_t kSmallWeight = 256 * 256, kFewTiles = 14;
+// then stay in a core's own cache.
+constexpr int64_t kSmallWeight = 256 * 256;
+
+// Memory for transformed tensors that the calling thread keeps for its next call. Given back to the system, its pages
+// would have to be cleared anew each time, which takes 5 to 8 % of a network's inference.
+struct Workspace {
+  Scratch<float> data;
+  int64_t size = 0;
+
+  float* room_for(int64_t count) {
+    if (count > size) {
+      data.reset();
+      data = scratch<float>(count);
+      size = count;
+    }
+    return data.get();
+  }
+};
+thread_local Workspace kept_workspace;
 
 // [36, blocks, rows, 16]: tiles of blocks of 16 channels, or channels of blocks of 16 filters.
 struct Transformed {
@@ -100,7 +117,8 @@ class Convolution {
     const Transformed weight = make_weight(0, out_blocks, 0, in_blocks, room.get());
     // As many parts for every thread.
     const int64_t threads = at::get_num_threads();
-    const int64_t parts = std::min(p_.tiles(), ceil_div(ceil_div(p_.tiles(), kFewTiles), threads) * threads);
+    const int64_t parts =
+        std::min(p_.tiles(), ceil_div(ceil_div(p_.tiles(), PSPFAST_CALL(few_tiles)), threads) * threads);
     const int64_t few = ceil_div(p_.tiles(), parts);
     parallel_tasks(parts, [&] {
       return [&, in = scratch<float>(transformed_size(in_blocks, few)),
@@ -118,14 +136,18 @@ class Convolution {
   // All threads transform the inputs of many tiles, then multiply, then transform the products.
   void run_in_stages() const {
     const int64_t most = tiles_at_a_time(p_);
-    const auto in = scratch<float>(transformed_size(chunk_blocks(p_.in_channels), most));
-    const auto out = scratch<float>(transformed_size(chunk_blocks(p_.out_channels), most));
+    const int64_t in_size = transformed_size(chunk_blocks(p_.in_channels), most);
+    // Training, which transforms its weights, needs the memory for other things in between.
+    Workspace passing;
+    Workspace& workspace = weight_.transformed ? kept_workspace : passing;
+    float* const in = workspace.room_for(in_size + transformed_size(chunk_blocks(p_.out_channels), most));
+    float* const out = in + in_size;
     const auto room = weight_scratch(channel_blocks(kFilters), chunk_blocks(p_.in_channels));
     for_each_part(p_.tiles(), most, [&](int64_t begin, int64_t tiles) {
       for_each_step(p_.out_channels, kChannels, [&](int64_t o, int64_t out_channels) {
-        const auto products = transformed(out.get(), channel_blocks(out_channels), tiles);
+        const auto products = transformed(out, channel_blocks(out_channels), tiles);
         for_each_step(p_.in_channels, kChannels, [&](int64_t c, int64_t in_channels) {
-          const auto inputs = transformed(in.get(), channel_blocks(in_channels), tiles);
+          const auto inputs = transformed(in, channel_blocks(in_channels), tiles);
           // A single chunk of input channels serves all chunks of output channels.
           if (o == 0 || p_.in_channels > kChannels) {
             parallel_for(tiles, [&](int64_t t) { transform_input(begin, t, c, inputs); });

@@ -92,6 +92,9 @@ PSPFAST_INLINE void transform(const From& from, const To& to) {
   }
 }
 
+// Tiles whose transformed tensors of 256 channels take half a megabyte, in whole steps of the product.
+inline int64_t few_tiles() { return 14 / kMatmulRows * kMatmulRows; }
+
 // Where a tile lies: its first output, and its map.
 struct Tile {
   int64_t image, row, col;

@@ -59,8 +59,8 @@ def dilated_conv2d(
         ValueError: a shape, device or ``dilation`` is not as above.
         TypeError: a dtype is not as above.
 
-    In float32 Winograd's algorithm errs by some 2e-6 of the result's norm, direct convolution by
-    some 3e-7. An infinite or NaN value of x makes NaN of all results of its tile of 4×4, with an
+    In float32 Winograd's algorithm errs by some 1e-6 of the result's norm, direct convolution by
+    2e-7 to 2e-6. An infinite or NaN value of x makes NaN of all results of its tile of 4×4, with an
     edge of 6×6 inputs, instead of those it reaches.
     """
     if torch.is_autocast_enabled(x.device.type):

@@ -202,6 +202,16 @@ def test_transformed_weight(channels: tuple[int, int], dtype: torch.dtype) -> No
     )
 
 
+def test_memory_of_the_call_before_is_used_again() -> None:
+    """Smaller and larger than what is kept, and after values that spread wherever they are read."""
+    weight = torch.randn(300, 260, 3, 3)
+    transformed = OPS.winograd_weight(weight)
+    for height, value in ((40, float("nan")), (20, 1), (60, float("nan")), (40, 1)):
+        x = value * torch.randn(1, 260, height, 24)
+        got = OPS.winograd_conv2d(x, transformed, 300, None, 1, None, False)
+        torch.testing.assert_close(got, dilated_conv2d(x, weight), rtol=0, atol=0, equal_nan=True)
+
+
 def test_contracts_of_the_ops_behind_it() -> None:
     weight = torch.randn(33, 19, 3, 3)
     torch.library.opcheck(OPS.winograd_weight, (weight,))
