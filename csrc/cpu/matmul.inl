@@ -33,11 +33,14 @@ template <int kRows, int kCols, bool kTransposed>
 void multiply_rows(const Matmul& m) {
   constexpr int64_t kRowStride = kTransposed ? 1 : kLanes, kStep = kTransposed ? kLanes : 1;
   Lanes<float> sums[kRows][kCols];
+  const auto for_each_sum = [&](const auto& f) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-  for (auto& row : sums) {
+    for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (auto& sum : row) sum = Lanes<float>{};
-  }
+      for (int j = 0; j < kCols; ++j) f(sums[i][j], m.product + i * m.product_row + j * m.product_block);
+    }
+  };
+  for_each_sum([](Lanes<float>& sum, const float*) { sum = Lanes<float>{}; });
   const auto step = [&](const float* left, const float* right) __attribute__((always_inline)) {
     Lanes<float> row[kCols];
 #pragma GCC unroll 2
@@ -57,14 +60,8 @@ void multiply_rows(const Matmul& m) {
       for (int64_t i = 0; i < kLanes; ++i) step(left + i * kStep, m.right + (k + i) * kLanes);
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kCols; ++j) {
-      float* to = m.product + i * m.product_row + j * m.product_block;
-      store(to, m.add ? load(to) + sums[i][j] : sums[i][j]);
-    }
-  }
+  if (m.add) for_each_sum([](Lanes<float>& sum, const float* product) { sum += load(product); });
+  for_each_sum([](const Lanes<float>& sum, float* product) { store(product, sum); });
 }
 
 template <int kRows, int kCols>

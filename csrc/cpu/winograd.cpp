@@ -29,6 +29,7 @@ struct Workspace {
     if (count > size) {
       data.reset();
       data = scratch<float>(count);
+      advise_huge_pages(data.get(), count * sizeof(float));
       size = count;
     }
     return data.get();
