@@ -102,6 +102,7 @@ def record_row() -> Callable[[str], None]:
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["threads"] = torch.get_num_threads()
+    machine_info["vectors"] = torch.backends.cpu.get_cpu_capability()
     machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     versions = machine_info["versions"] = {}
     for package in PACKAGES:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 PREFIX = "times as fast as "
 MEASURE = "pytest benchmarks/ --benchmark-only --benchmark-json=results.json"
+PAGE = Path("docs/BENCHMARKS.md")
 REPORT = "python -m benchmarks.report results.json"
 
 Benchmark = dict[str, Any]
@@ -122,6 +123,7 @@ def describe_machine(results: dict[str, Any]) -> str:
     facts = [
         ("CPU", f"{cpu.get('brand_raw', 'unknown')}, {cpu.get('count', 'unknown')} cores"),
         ("threads", machine.get("threads")),
+        ("vectors", machine.get("vectors")),
         ("GPU", machine.get("gpu")),
         ("system", f"{machine.get('system')} {machine.get('machine')}"),
         ("Python", machine.get("python_version")),
@@ -131,24 +133,25 @@ def describe_machine(results: dict[str, Any]) -> str:
     return table(["", ""], [[name, str(fact)] for name, fact in facts if fact is not None])
 
 
-def render(results: dict[str, Any], images: str) -> tuple[str, dict[str, bytes]]:
-    """The page, and the charts that it shows by their file names in the folder ``images``."""
+def render(results: dict[str, Any], page: str) -> tuple[str, dict[str, bytes]]:
+    """The page of this name, and the charts that it shows by their paths beside it."""
     charts = {}
+    command = REPORT if page == PAGE.name else f"{REPORT} --output {PAGE.with_name(page)}"
     parts = [
         "# Benchmarks",
         "Ours and its peers took turns in one process, on the same inputs. × is how many times as "
         "fast as the peer of its column ours was: the ratio of the medians. "
         "Made by these commands; do not edit:",
-        f"```bash\n{MEASURE}\n{REPORT}\n```",
+        f"```bash\n{MEASURE}\n{command}\n```",
         describe_machine(results),
     ]
     for stem, benchmarks in by_file(results["benchmarks"]).items():
         parts.append(f"## {stem}")
         timed = [benchmark for benchmark in benchmarks if speeds(benchmark)]
         if timed:
-            chart = f"benchmark-{stem}.svg"
+            chart = f"images/{Path(page).stem.lower()}-{stem}.svg"
             charts[chart] = draw_chart(timed)
-            parts += [f"![{stem}: times as fast as its peers]({images}/{chart})"]
+            parts += [f"![{stem}: times as fast as its peers]({chart})"]
             parts.append(speed_table(timed))
         others = [b for b in benchmarks if b["extra_info"] and not speeds(b)]
         if others:
@@ -184,13 +187,13 @@ def with_section(page: str, name: str, section: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", type=Path, help="what --benchmark-json wrote")
-    parser.add_argument("--output", type=Path, default=Path("docs/BENCHMARKS.md"))
+    parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     try:
-        page, charts = render(read_results(options.results), "images")
+        page, charts = render(read_results(options.results), options.output.name)
         # The page last: it never shows a chart that is not there.
         for name, chart in charts.items():
-            write_whole(options.output.parent / "images" / name, chart)
+            write_whole(options.output.parent / name, chart)
         write_whole(options.output, page.encode())
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -26,6 +26,7 @@ RESULTS = {
         "machine": "x86_64",
         "python_version": "3.11.7",
         "threads": 2,
+        "vectors": "AVX2",
         "gpu": None,
         "versions": {"torch": "2.14.1", "ncnn": "1.0"},
     },
@@ -68,15 +69,15 @@ def test_page_and_chart(results: Path, tmp_path: Path) -> None:
     output = tmp_path / "docs" / "BENCHMARKS.md"
     report(results, output)
     written = files(output.parent)
-    assert set(written) == {"BENCHMARKS.md", "images/benchmark-a.svg"}
+    assert set(written) == {"BENCHMARKS.md", "images/benchmarks-a.svg"}
 
     page = written["BENCHMARKS.md"].decode()
     before, section_a, section_b, recorded = page.split("\n## ")
     assert "pytest benchmarks/ --benchmark-only --benchmark-json=results.json" in before
-    for line in ("CPU | Some CPU, 2 cores", "threads | 2", "torch | 2.14.1", "ncnn | 1.0"):
+    for line in ("CPU | Some CPU, 2 cores", "threads | 2", "vectors | AVX2", "torch | 2.14.1", "ncnn | 1.0"):
         assert f"| {line} |" in before
     assert "GPU" not in before
-    assert "![a: times as fast as its peers](images/benchmark-a.svg)" in section_a
+    assert "![a: times as fast as its peers](images/benchmarks-a.svg)" in section_a
     assert section_a.strip().splitlines()[-4:] == [
         "|  | ours, ms | eager | ncnn | MNN |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -92,12 +93,23 @@ def test_page_and_chart(results: Path, tmp_path: Path) -> None:
     ]
     assert recorded == "Also recorded\n\n- MNN left out: MNN not installed\n"
 
-    chart = written["images/benchmark-a.svg"].decode()
+    chart = written["images/benchmarks-a.svg"].decode()
     for text in ("run[8|9]", "again", "eager", "ncnn", "MNN", "2.50×", "1.25×", "0.50×"):
         assert f">{text}</text>" in chart
 
+    assert "\npython -m benchmarks.report results.json\n" in before
+
     report(results, output)
     assert files(output.parent) == written
+
+
+def test_another_page(results: Path, tmp_path: Path) -> None:
+    """A second machine's, with charts of its own."""
+    report(results, tmp_path / "BENCHMARKS-other.md")
+    page = (tmp_path / "BENCHMARKS-other.md").read_text()
+    assert "results.json --output docs/BENCHMARKS-other.md\n" in page
+    assert "(images/benchmarks-other-a.svg)" in page
+    assert (tmp_path / "images" / "benchmarks-other-a.svg").is_file()
 
 
 @pytest.mark.parametrize(
