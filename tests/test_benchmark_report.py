@@ -74,7 +74,13 @@ def test_page_and_chart(results: Path, tmp_path: Path) -> None:
     page = written["BENCHMARKS.md"].decode()
     before, section_a, section_b, recorded = page.split("\n## ")
     assert "pytest benchmarks/ --benchmark-only --benchmark-json=results.json" in before
-    for line in ("CPU | Some CPU, 2 cores", "threads | 2", "vectors | AVX2", "torch | 2.14.1", "ncnn | 1.0"):
+    for line in (
+        "CPU | Some CPU, 2 cores",
+        "threads | 2",
+        "vectors | AVX2",
+        "torch | 2.14.1",
+        "ncnn | 1.0",
+    ):
         assert f"| {line} |" in before
     assert "GPU" not in before
     assert "![a: times as fast as its peers](images/benchmarks-a.svg)" in section_a
