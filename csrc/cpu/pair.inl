@@ -5,6 +5,8 @@ template <class V>
 struct Pair {
   V low, high;
 };
+template <class V>
+Pair(V, V) -> Pair<V>;
 
 // VectorOf<A, N>: the compiler's vector where a register can hold it.
 template <class A, int64_t N, bool kFits>

@@ -13,19 +13,11 @@ PSPFAST_INLINE Lanes<Integer<A>> load_target(const UpsampleLossParams& p, const 
     std::copy_n(target, count, padded);
     target = padded;
   }
-  // In halves: compilers take comparisons of vectors longer than the processor's apart, lane by lane.
-  constexpr int64_t kHalf = kLanes / 2;
-  using Half = VectorOf<int64_t, kHalf>;
-  VectorOf<Integer<A>, kHalf> halves[2];
-  for (int64_t i = 0; i < 2; ++i) {
-    Half lanes;
-    std::memcpy(&lanes, target + i * kHalf, sizeof(lanes));
-    const auto is_ignored = lanes == p.ignore_index, is_class = (lanes >= 0) & (lanes < p.classes);
-    lanes = select(is_class, lanes, Half{} + kInvalid);
-    lanes = select(is_ignored, Half{} + kIgnored, lanes);
-    halves[i] = convert<Integer<A>>(lanes);
-  }
-  return join(halves[0], halves[1]);
+  auto lanes = load_vector<Lanes<int64_t>>(target);
+  const auto is_ignored = lanes == p.ignore_index, is_class = (lanes >= 0) & (lanes < p.classes);
+  lanes = select(is_class, lanes, Lanes<int64_t>{} + kInvalid);
+  lanes = select(is_ignored, Lanes<int64_t>{} + kIgnored, lanes);
+  return convert<Integer<A>>(lanes);
 }
 
 // Asks for sixteen pixels that are soon needed: their rows are too many, or too far apart, for the processor to

@@ -115,8 +115,10 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 def test_two_processes_train_as_one(
     config: Config, data_root: Path, tmp_path: Path, losses: list[float], sharding: str
 ) -> None:
-    # BatchNorm of fewer images, or larger steps, would make much of how sums are rounded.
+    # BatchNorm of fewer images, or larger steps, would make much of how sums are rounded; so would
+    # a level of 1x1, whose three values of a channel are nearly equal.
     config = variant(config, batch_size=6, epochs=3, lr=1e-3)
+    config = variant(config, "model", bins=(2, 3, 4, 6))
     # BatchNorm takes its statistics of a process's images on CPUs. One process that has these
     # images one part after the other takes the same.
     train(variant(config, output=str(tmp_path / "one"), accumulate=2))
@@ -125,8 +127,8 @@ def test_two_processes_train_as_one(
     assert status == 0, said
     first, second = results(tmp_path)
     together = np.mean([first["losses"], second["losses"]], axis=0)
-    # 4e-8 with DDP and 6e-7 with FSDP2 were seen.
-    np.testing.assert_allclose(together, losses, rtol=5e-6)
+    # 4e-8 with DDP and 1e-7 with FSDP2 were seen.
+    np.testing.assert_allclose(together, losses, rtol=1e-6)
 
     labels = [np.array(Image.open(data_root / "labels" / f"{i}.png")) for i in range(3)]
     pixels = [int(sum((label == k).sum() for label in labels)) for k in range(3)]
