@@ -7,6 +7,7 @@ shows the absolute times of ours. On a GPU the peaks of its memory are there, to
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import time
 from collections.abc import Callable
@@ -100,7 +101,10 @@ def record_row() -> Callable[[str], None]:
     return record
 
 
-def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    machine_info["command"] = shlex.join(["pytest", *map(str, config.invocation_params.args)])
     machine_info["threads"] = torch.get_num_threads()
     machine_info["vectors"] = torch.backends.cpu.get_cpu_capability()
     machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None

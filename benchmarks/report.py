@@ -136,13 +136,14 @@ def describe_machine(results: dict[str, Any]) -> str:
 def render(results: dict[str, Any], page: str) -> tuple[str, dict[str, bytes]]:
     """The page of this name, and the charts that it shows by their paths beside it."""
     charts = {}
+    measure = results["machine_info"].get("command", MEASURE)
     command = REPORT if page == PAGE.name else f"{REPORT} --output {PAGE.with_name(page)}"
     parts = [
         "# Benchmarks",
         "Ours and its peers took turns in one process, on the same inputs. × is how many times as "
         "fast as the peer of its column ours was: the ratio of the medians. "
         "Made by these commands; do not edit:",
-        f"```bash\n{MEASURE}\n{command}\n```",
+        f"```bash\n{measure}\n{command}\n```",
         describe_machine(results),
     ]
     for stem, benchmarks in by_file(results["benchmarks"]).items():

@@ -110,9 +110,12 @@ def test_page_and_chart(results: Path, tmp_path: Path) -> None:
 
 
 def test_another_page(results: Path, tmp_path: Path) -> None:
-    """A second machine's, with charts of its own."""
+    """A second machine's, of some benchmarks, with charts of its own."""
+    machine = RESULTS["machine_info"] | {"command": "pytest benchmarks/ -k some"}
+    results.write_text(json.dumps(RESULTS | {"machine_info": machine}))
     report(results, tmp_path / "BENCHMARKS-other.md")
     page = (tmp_path / "BENCHMARKS-other.md").read_text()
+    assert "\npytest benchmarks/ -k some\n" in page
     assert "results.json --output docs/BENCHMARKS-other.md\n" in page
     assert "(images/benchmarks-other-a.svg)" in page
     assert (tmp_path / "images" / "benchmarks-other-a.svg").is_file()
