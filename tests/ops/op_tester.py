@@ -27,18 +27,22 @@ with_reference = pytest.mark.parametrize(
 )
 
 
+# What ATEN_CPU_CAPABILITY chooses from when torch starts.
+VECTOR_LEVELS = ["default", "avx2", "avx512"]
+
+
 def vector_level(level: str) -> Any:
-    levels = ["default", "avx2", "avx512"]
     best = torch.backends.cpu.get_cpu_capability().lower()
-    is_there = level in levels[: levels.index(best) + 1 if best in levels else 1]
+    is_there = (
+        level in VECTOR_LEVELS[: VECTOR_LEVELS.index(best) + 1 if best in VECTOR_LEVELS else 1]
+    )
     # torch would take the processor to have it.
     reason = f"the processor has no {level}"
     return pytest.param(level, marks=pytest.mark.skipif(not is_there, reason=reason))
 
 
-# What ATEN_CPU_CAPABILITY chooses from when torch starts.
 at_every_vector_level = pytest.mark.parametrize(
-    "level", [vector_level(level) for level in ("default", "avx2", "avx512")]
+    "level", [vector_level(level) for level in VECTOR_LEVELS]
 )
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
