@@ -6,18 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import pspfast
-from benchmarks.camvid import camvid_folder
+from benchmarks.camvid import camvid_folder, train_for_an_epoch
 from benchmarks.semseg_evaluation import SemsegPSPNet18, evaluate
-from pspfast.data import (
-    EvalTransform,
-    SegmentationDataset,
-    TrainTransform,
-    list_file_samples,
-    read_image,
-)
+from pspfast.data import EvalTransform, list_file_samples, read_image
 from pspfast.engine.protocols import Semseg
 from pspfast.engine.windows import semseg_stride
 
@@ -35,18 +28,7 @@ def camvid() -> Path:
 
 @pytest.fixture(scope="module")
 def model(camvid, device) -> pspfast.PSPNet:
-    """Trained for an epoch: with random weights hardly any pixel would be decided."""
-    torch.manual_seed(0)
-    model = pspfast.PSPNet(18, classes=CLASSES, stem="7x7").to(device)
-    transform = TrainTransform((97, 129), scale=(0.25, 0.75), rotate=0, blur=0)
-    train = SegmentationDataset(list_file_samples(camvid / "train.txt"), transform)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    for images, labels in DataLoader(train, batch_size=4, shuffle=True, drop_last=True):
-        _, main_loss, aux_loss = model(images.to(device), labels.to(device))
-        optimizer.zero_grad()
-        (main_loss + 0.4 * aux_loss).backward()
-        optimizer.step()
-    return model.eval()
+    return train_for_an_epoch(camvid, device)[0]
 
 
 def test_semseg_protocol(compare, record_row, camvid, model, device) -> None:
