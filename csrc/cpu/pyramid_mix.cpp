@@ -16,6 +16,12 @@ constexpr int64_t kBlock = baseline::kWide * kLanes;
 template <class T>
 using Acc = baseline::Acc<T>;
 
+// Bins of the level that has most, in all images.
+int64_t most_bins(const PyramidMixParams& p) {
+  const int most = *std::max_element(p.bins, p.bins + p.levels);
+  return p.batch * most * most;
+}
+
 // Calls f(first in a filter, first in its part for the map, count) for every run of memory that the two share.
 template <class F>
 void for_each_run_of_map(const PyramidMixParams& p, const F& f) {
@@ -37,18 +43,38 @@ Scratch<Acc<T>> padded(const PyramidMixParams& p, const T* priors, int64_t strid
   return to;
 }
 
+// Priors in the type of sums, [stride / 16, N, bins, 16] for each level with zeros behind R.
+template <class T>
+Scratch<Acc<T>> in_blocks(const PyramidMixParams& p, const T* priors, int64_t stride) {
+  auto to = zeros<Acc<T>>(p.batch * p.bin_count * stride);
+  for (int level = 0; level < p.levels; ++level) {
+    const int64_t bins = p.batch * p.bins[level] * p.bins[level];
+    for (int64_t q = 0; q < bins; ++q) {
+      const T* from = priors + baseline::bin_index(p, level, q) * p.reduction;
+      Acc<T>* row = &to[p.batch * p.bin_offset[level] * stride + q * kLanes];
+      for (int64_t r = 0; r < p.reduction; ++r) row[r / kLanes * bins * kLanes + r % kLanes] = from[r];
+    }
+  }
+  return to;
+}
+
 template <class T, int kTaps>
 void mix(const PyramidMixParams& p, const T* priors, const T* weight, Acc<T>* mixed, T* weight_x) {
   const int64_t stride = ceil_div(p.reduction, kLanes) * kLanes;
-  const auto rows = padded(p, priors, stride);
-  parallel_tasks(p.out_channels, [&] {
-    return [&, unpacked = scratch<Acc<T>>(kTaps * stride)](int64_t o) {
-      const T* filter = weight + o * p.channels * kTaps;
-      T* part = weight_x + o * p.x_channels * kTaps;
-      for_each_run_of_map(p, [&](int64_t in_filter, int64_t in_part, int64_t count) {
-        std::copy_n(filter + in_filter, count, part + in_part);
-      });
-      PSPFAST_CALL(mix_filter, Constant<kTaps>{}, p, filter, rows.get(), stride, mixed + o, unpacked.get());
+  const auto blocks = in_blocks(p, priors, stride);
+  parallel_tasks(ceil_div(p.out_channels, kLanes), [&] {
+    return [&, transposed = zeros<Acc<T>>(kTaps * baseline::tap_stride(stride)),
+            products = scratch<Acc<T>>(kTaps * most_bins(p) * kLanes)](int64_t task) {
+      const int64_t first = task * kLanes, count = std::min(kLanes, p.out_channels - first);
+      for (int64_t o = first; o < first + count; ++o) {
+        const T* filter = weight + o * p.channels * kTaps;
+        T* part = weight_x + o * p.x_channels * kTaps;
+        for_each_run_of_map(p, [&](int64_t in_filter, int64_t in_part, int64_t size) {
+          std::copy_n(filter + in_filter, size, part + in_part);
+        });
+      }
+      PSPFAST_CALL(mix_filters, Constant<kTaps>{}, p, weight + first * p.channels * kTaps, count, blocks.get(), stride,
+                   mixed + first, transposed.get(), products.get());
     };
   });
 }
@@ -57,12 +83,9 @@ template <class T, int kTaps>
 void mix_backward(const PyramidMixParams& p, const Acc<T>* grad_mixed, const T* grad_weight_x, const T* priors,
                   const T* weight, T* grad_priors, T* grad_weight) {
   const int64_t blocks = ceil_div(p.reduction, kBlock);
-  int64_t most_bins = 0;
-  for (int level = 0; level < p.levels; ++level) {
-    most_bins = std::max(most_bins, p.batch * p.bins[level] * p.bins[level]);
-  }
+  const int64_t most = most_bins(p);
   parallel_tasks(p.levels * blocks, [&] {
-    return [&, unpacked = scratch<Acc<T>>(kTaps * kBlock), sums = scratch<Acc<T>>(most_bins * kBlock)](int64_t task) {
+    return [&, unpacked = scratch<Acc<T>>(kTaps * kBlock), sums = scratch<Acc<T>>(most * kBlock)](int64_t task) {
       // The last level, which usually has most bins, first.
       const int level = p.levels - 1 - static_cast<int>(task / blocks);
       const int64_t r = task % blocks * kBlock;

@@ -1,5 +1,6 @@
 // Loops of pyramid_mix on one thread, included once per vector level. A filter is the weight of one output channel. Its
-// channels of one level are brought into the order [taps, channels] first, in the type of sums.
+// channels of one level are brought into another order first, in the type of sums.
+#include "matmul.inl"
 
 // Vectors of channels that a backward step takes: with 9 taps their sums, or their weights, fit into 32 registers.
 constexpr int kWide = 2;
@@ -45,40 +46,47 @@ inline int64_t bin_index(const PyramidMixParams& p, int level, int64_t q) {
   return q / bins * p.bin_count + p.bin_offset[level] + q % bins;
 }
 
-template <class A, int kTaps, int kBins>
-void mix_bins(const PyramidMixParams& p, int level, int64_t q, const A* unpacked, const A* priors, int64_t stride,
-              A* mixed) {
-  const A* prior[kBins];
-  for (int i = 0; i < kBins; ++i) prior[i] = priors + bin_index(p, level, q + i) * stride;
-  Lanes<A> sums[kBins][kTaps] = {};
-  for (int64_t r = 0; r < stride; r += kLanes) {
-    for (int t = 0; t < kTaps; ++t) {
-      const Lanes<A> weight = load(unpacked + t * stride + r);
-      for (int i = 0; i < kBins; ++i) sums[i][t] += weight * load(prior[i] + r);
-    }
-  }
-  for (int i = 0; i < kBins; ++i) {
-    for (int t = 0; t < kTaps; ++t) {
-      mixed[(bin_index(p, level, q + i) * kTaps + t) * p.out_channels] = sum(sums[i][t]);
+// The distance of taps in transposed filters: an odd number of cache lines, so that they do not share a set.
+inline int64_t tap_stride(int64_t stride) { return (stride + 1) * kLanes; }
+
+// Filters [0, count <= 16), a lane each, of one level: [taps, stride, 16]. Every line of memory is read once: those of
+// several filters often share a set of the cache.
+template <class T, int kTaps>
+void transpose_filters(const PyramidMixParams& p, const T* filters, int64_t count, int level, Acc<T>* transposed,
+                       int64_t stride) {
+  const int64_t first = p.first_prior + level * p.reduction;
+  for (int64_t begin = 0; begin < p.reduction; begin += kLanes) {
+    const int64_t end = std::min(begin + kLanes, p.reduction);
+    for (int64_t i = 0; i < count; ++i) {
+      const T* filter = filters + i * p.channels * kTaps;
+      for (int t = 0; t < kTaps; ++t) {
+        const T* from = filter + (p.channels_last ? t * p.channels + first : first * kTaps + t);
+        Acc<T>* to = transposed + t * tap_stride(stride) + i;
+        for (int64_t r = begin; r < end; ++r) to[r * kLanes] = from[r * (p.channels_last ? 1 : kTaps)];
+      }
     }
   }
 }
 
-// One output channel: `mixed` points to its first element. `priors` is [N, S, stride], zero behind R. Scratch: unpacked
-// [taps, stride].
+// Output channels [0, count <= 16) of `mixed`, which points to the first of them. Priors are [stride / 16, N, bins, 16]
+// for each level, zero behind R. Scratch: transposed [taps, stride, 16], which is finite behind R, and products
+// [taps, N, bins of a level, 16].
 template <class T, int kTaps>
-void mix_filter(Constant<kTaps>, const PyramidMixParams& p, const T* filter, const Acc<T>* priors, int64_t stride,
-                Acc<T>* mixed, Acc<T>* unpacked) {
-  // Three bins times nine taps of sums and a weight fit into 32 registers.
-  constexpr int kBins = 3;
+void mix_filters(Constant<kTaps>, const PyramidMixParams& p, const T* filters, int64_t count, const Acc<T>* priors,
+                 int64_t stride, Acc<T>* mixed, Acc<T>* transposed, Acc<T>* products) {
   for (int level = 0; level < p.levels; ++level) {
-    unpack_filter<T, kTaps>(p, filter, p.first_prior + level * p.reduction, p.reduction, unpacked, stride);
-    const int64_t bins = p.batch * p.bins[level] * p.bins[level];
-    int64_t q = 0;
-    for (; q + kBins <= bins; q += kBins) {
-      mix_bins<Acc<T>, kTaps, kBins>(p, level, q, unpacked, priors, stride, mixed);
+    const int64_t bins = p.batch * p.bins[level] * p.bins[level], rows = bins * kLanes;
+    transpose_filters<T, kTaps>(p, filters, count, level, transposed, stride);
+    multiply<Acc<T>>(bins, kTaps,
+                     {priors + p.batch * p.bin_offset[level] * stride, rows, transposed, tap_stride(stride), products,
+                      kLanes, rows, stride, false});
+    for (int64_t q = 0; q < bins; ++q) {
+      for (int t = 0; t < kTaps; ++t) {
+        const auto product = load(products + t * rows + q * kLanes);
+        Acc<T>* to = mixed + (bin_index(p, level, q) * kTaps + t) * p.out_channels;
+        count == kLanes ? store(to, product) : store(to, product, count);
+      }
     }
-    for (; q < bins; ++q) mix_bins<Acc<T>, kTaps, 1>(p, level, q, unpacked, priors, stride, mixed);
   }
 }
 

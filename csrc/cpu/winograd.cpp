@@ -203,7 +203,7 @@ class Convolution {
     const float* right = weight.data + position * weight.position_stride + block * weight.block_stride;
     float* product =
         products.data + position * products.position_stride + (first_block + block) * products.block_stride;
-    PSPFAST_CALL(multiply, inputs.rows, std::min<int64_t>(2, weight.blocks - block),
+    PSPFAST_CALL(multiply<float>, inputs.rows, std::min<int64_t>(2, weight.blocks - block),
                  {left, inputs.block_stride, right, weight.block_stride, product, kChannelBlock, products.block_stride,
                   weight.rows, add});
   }
@@ -274,7 +274,7 @@ class WeightGradient {
         for (int64_t position = 0; position < kTilePositions; ++position) {
           const float* left = inputs.data + position * inputs.position_stride + c * inputs.rows;
           const float* right = grads.data + position * grads.position_stride + o * grads.rows;
-          PSPFAST_CALL(multiply_transposed, channel_blocks(rows) * kChannelBlock, blocks,
+          PSPFAST_CALL(multiply_transposed<float>, channel_blocks(rows) * kChannelBlock, blocks,
                        {left, inputs.block_stride, right, grads.block_stride, room.get() + position * stride, group,
                         kChannelBlock, grads.rows, false});
         }
