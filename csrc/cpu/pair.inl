@@ -23,17 +23,17 @@ struct VectorOfType<A, N, false> {
 template <class V>
 struct VectorTraits {
   using Element = std::remove_cvref_t<decltype(V{}[0])>;
-  static constexpr bool kIsPair = false;
 };
 template <class V>
 struct VectorTraits<Pair<V>> {
   using Element = typename VectorTraits<V>::Element;
-  static constexpr bool kIsPair = true;
 };
 template <class V>
 using ElementOf = typename VectorTraits<V>::Element;
 template <class V>
-constexpr bool kIsPair = VectorTraits<V>::kIsPair;
+constexpr bool kIsPair = false;
+template <class V>
+constexpr bool kIsPair<Pair<V>> = true;
 template <class V>
 constexpr int64_t kLanesOf = sizeof(V) / sizeof(ElementOf<V>);
 
@@ -94,9 +94,13 @@ PSPFAST_INLINE V select(M mask, V a, V b) {
 template <class To, class From>
 PSPFAST_INLINE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
+  if constexpr (kIsPair<To> && kIsPair<From>) {
+    return {bit_cast<decltype(To::low)>(from.low), bit_cast<decltype(To::high)>(from.high)};
+  } else {
+    To to;
+    std::memcpy(&to, &from, sizeof(to));
+    return to;
+  }
 }
 
 template <class V>

@@ -101,7 +101,7 @@ PSPFAST_INLINE void fill_block(const UpsampleLossParams& p, const LossImage<T, A
     store(block.smooth, smooth);
     store(block.all, one + smooth * image.weight_sum);
   }
-  std::memcpy(block.target, &target, sizeof(target));
+  store(block.target, target);
 }
 
 // scratch.grad: the gradient of classes [first_class, first_class + classes) of an image, without the scale. Each of
@@ -140,7 +140,7 @@ void gather_classes(std::bool_constant<kPlain>, const UpsampleLossParams& p, con
           const PixelBlock<A>& of_row = scratch.blocks[r];
           const A row_weight = rows.weight[begin + r];
           Lanes<A> g = exp_of_negative(between.at(k, row_weight) - load(of_row.lse));
-          const auto is_target = bit_cast<Lanes<Integer<A>>>(of_row.target) == own;
+          const auto is_target = load_vector<Lanes<Integer<A>>>(of_row.target) == own;
           if constexpr (kPlain) {
             g = select(is_target, g - 1, g);
           } else {

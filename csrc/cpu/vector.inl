@@ -156,6 +156,15 @@ PSPFAST_INLINE auto sum(V a, V b, V c, V d) {
     const auto quarters = bit_cast<Quarters>(quads);
     return (quarters.of[0] + quarters.of[2]) + (quarters.of[1] + quarters.of[3]);
   }
+#elif PSPFAST_LEVEL == PSPFAST_AVX2
+  if constexpr (std::is_same_v<A, float>) {
+    const auto pairs = [](V v, V w) {
+      return _mm256_hadd_ps(bit_cast<__m256>(v.low + v.high), bit_cast<__m256>(w.low + w.high));
+    };
+    // Each 128 bits become partial sums of a, b, c and d.
+    const auto quads = halves(bit_cast<VectorOf<A, 8>>(_mm256_hadd_ps(pairs(a, b), pairs(c, d))));
+    return quads.low + quads.high;
+  }
 #endif
   const A sums[] = {sum(a), sum(b), sum(c), sum(d)};
   return load_vector<VectorOf<A, 4>>(sums);
@@ -196,6 +205,18 @@ PSPFAST_INLINE V pick(V v, const int32_t* index) {
 #if PSPFAST_LEVEL == PSPFAST_AVX512
   if constexpr (std::is_same_v<A, float>) {
     return bit_cast<V>(_mm512_permutexvar_ps(_mm512_loadu_si512(index), bit_cast<__m512>(v)));
+  }
+#elif PSPFAST_LEVEL == PSPFAST_AVX2
+  if constexpr (std::is_same_v<A, float>) {
+    const auto half = [&](const int32_t* index) {
+      const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+      // These take the lower three bits of an index; the fourth is made the sign, which blendv takes.
+      const __m256 low = _mm256_permutevar8x32_ps(bit_cast<__m256>(v.low), from);
+      const __m256 high = _mm256_permutevar8x32_ps(bit_cast<__m256>(v.high), from);
+      const __m256 picked = _mm256_blendv_ps(low, high, bit_cast<__m256>(_mm256_slli_epi32(from, 28)));
+      return bit_cast<VectorOf<A, 8>>(picked);
+    };
+    return V{half(index), half(index + 8)};
   }
 #endif
   const auto from = array_of(v);
