@@ -22,6 +22,8 @@ void argmax_of_rows(const UpsampleParams& p, const AxisSegments<Acc<T>>& rows, c
   }
 }
 
+constexpr int32_t kReversed[kLanes] = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
+
 // As above; `probabilities` is the image's. Scratch: buffer [4, K, 16].
 template <class T>
 void softmax_of_rows(const UpsampleParams& p, const SoftmaxOutput& output, const AxisSegments<Acc<T>>& rows,
@@ -36,8 +38,9 @@ void softmax_of_rows(const UpsampleParams& p, const SoftmaxOutput& output, const
       // In the order of the output.
       const int64_t col = output.flip ? p.width - first - columns.count : first;
       A* const to = probabilities + row * output.row_stride + col * output.col_stride;
-      // Classes lie far apart: their memory is asked for before it is needed.
-      for (int64_t k = 0; k < p.classes; ++k) __builtin_prefetch(to + k * output.class_stride, 1);
+      // Classes lie far apart: their memory is asked for before it is needed, where the columns before have not been.
+      const A* const far = output.flip ? to : to + (columns.count - 1) * output.col_stride;
+      for (int64_t k = 0; k < p.classes; ++k) __builtin_prefetch(far + k * output.class_stride, 1);
       Lanes<A> largest[1], sum = {};
       Lanes<Integer<A>> label[1];
       find_largest<false>(between, &rows.weight[row], largest, label);
@@ -50,7 +53,8 @@ void softmax_of_rows(const UpsampleParams& p, const SoftmaxOutput& output, const
       for (int64_t k = 0; k < p.classes; ++k) {
         A* const at = to + k * output.class_stride;
         Lanes<A> value = load(power + k * kLanes) * scale;
-        if (!output.flip && output.col_stride == 1 && columns.count == kLanes) {
+        if (output.col_stride == 1 && columns.count == kLanes) {
+          if (output.flip) value = pick(value, kReversed);
           store(at, output.add ? load(at) + value : value);
           continue;
         }
