@@ -13,9 +13,10 @@ import pytest
 FILES = sorted((Path(__file__).parent / "interpreter").glob("test_*.py"))
 
 
-def interpret(file: Path) -> subprocess.CompletedProcess[str]:
+def interpret(file: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--no-header", str(file)],
+        cwd=cwd,
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -23,12 +24,15 @@ def interpret(file: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future]]:
+def results(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Path, Future]]:
     """Of the selected files, one a core at a time: the interpreter keeps no more than one busy."""
+    outside = tmp_path_factory.mktemp("outside_the_checkout")
     items = (item for item in request.session.items if item.path == request.path)
     files = [item.callspec.params["file"] for item in items]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {file: pool.submit(interpret, file) for file in files}
+        yield {file: pool.submit(interpret, file, outside) for file in files}
         pool.shutdown(cancel_futures=True)
 
 
