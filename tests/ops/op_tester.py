@@ -29,20 +29,24 @@ with_reference = pytest.mark.parametrize(
 
 # What ATEN_CPU_CAPABILITY chooses from when torch starts.
 VECTOR_LEVELS = ["default", "avx2", "avx512"]
+_own = torch.backends.cpu.get_cpu_capability().lower()
+_own_level = VECTOR_LEVELS.index(_own) if _own in VECTOR_LEVELS else 0
 
 
-def vector_level(level: str) -> Any:
-    best = torch.backends.cpu.get_cpu_capability().lower()
-    is_there = (
-        level in VECTOR_LEVELS[: VECTOR_LEVELS.index(best) + 1 if best in VECTOR_LEVELS else 1]
+def _at_vector_levels(count: int, reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "level",
+        [
+            pytest.param(level, marks=pytest.mark.skipif(i >= count, reason=reason))
+            for i, level in enumerate(VECTOR_LEVELS)
+        ],
     )
-    # torch would take the processor to have it.
-    reason = f"the processor has no {level}"
-    return pytest.param(level, marks=pytest.mark.skipif(not is_there, reason=reason))
 
 
-at_every_vector_level = pytest.mark.parametrize(
-    "level", [vector_level(level) for level in VECTOR_LEVELS]
+# torch would take the processor to have what it lacks.
+at_every_vector_level = _at_vector_levels(_own_level + 1, "the processor has no such vectors")
+at_lower_vector_levels = _at_vector_levels(
+    _own_level, "the other tests' level, or none of this processor"
 )
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -265,8 +269,8 @@ class OpTester:
         assert ours.dtype == eager.dtype
         torch.testing.assert_close(ours, eager, atol=1e-2, rtol=2e-2)
 
-    @at_every_vector_level
-    def test_every_vector_level(self, level: str) -> None:
+    @at_lower_vector_levels
+    def test_lower_vector_levels(self, level: str) -> None:
         """In processes of their own: torch picks the level once, at start-up."""
         name = "test_no_less_exact_than_eager"
         test = f"{sys.modules[type(self).__module__].__file__}::{type(self).__name__}::{name}"
