@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import pspfast
-from benchmarks.camvid import camvid_folder, train_for_an_epoch
+from benchmarks.camvid import camvid_folder
+from benchmarks.camvid_model import train_for_an_epoch
 from benchmarks.semseg_evaluation import SemsegPSPNet18, evaluate
 from pspfast.data import EvalTransform, list_file_samples, read_image
 from pspfast.engine.protocols import Semseg

@@ -16,10 +16,10 @@ constexpr int64_t kBlock = baseline::kWide * kLanes;
 template <class T>
 using Acc = baseline::Acc<T>;
 
-// Bins of the level that has most, in all images.
 int64_t most_bins(const PyramidMixParams& p) {
-  const int most = *std::max_element(p.bins, p.bins + p.levels);
-  return p.batch * most * most;
+  int64_t most = 0;
+  for (int level = 0; level < p.levels; ++level) most = std::max(most, baseline::bins_of(p, level));
+  return most;
 }
 
 // Calls f(first in a filter, first in its part for the map, count) for every run of memory that the two share.
@@ -48,7 +48,7 @@ template <class T>
 Scratch<Acc<T>> in_blocks(const PyramidMixParams& p, const T* priors, int64_t stride) {
   auto to = zeros<Acc<T>>(p.batch * p.bin_count * stride);
   for (int level = 0; level < p.levels; ++level) {
-    const int64_t bins = p.batch * p.bins[level] * p.bins[level];
+    const int64_t bins = baseline::bins_of(p, level);
     for (int64_t q = 0; q < bins; ++q) {
       const T* from = priors + baseline::bin_index(p, level, q) * p.reduction;
       Acc<T>* row = &to[p.batch * p.bin_offset[level] * stride + q * kLanes];

@@ -40,6 +40,9 @@ void pack_filter(const PyramidMixParams& p, const Acc<T>* unpacked, int64_t stri
   }
 }
 
+// Bins of a level in all images.
+inline int64_t bins_of(const PyramidMixParams& p, int level) { return p.batch * p.bins[level] * p.bins[level]; }
+
 // The offset of bin q of [N, bins of the level] among [N, S].
 inline int64_t bin_index(const PyramidMixParams& p, int level, int64_t q) {
   const int64_t bins = int64_t(p.bins[level]) * p.bins[level];
@@ -75,7 +78,7 @@ template <class T, int kTaps>
 void mix_filters(Constant<kTaps>, const PyramidMixParams& p, const T* filters, int64_t count, const Acc<T>* priors,
                  int64_t stride, Acc<T>* mixed, Acc<T>* transposed, Acc<T>* products) {
   for (int level = 0; level < p.levels; ++level) {
-    const int64_t bins = p.batch * p.bins[level] * p.bins[level], rows = bins * kLanes;
+    const int64_t bins = bins_of(p, level), rows = bins * kLanes;
     transpose_filters<T, kTaps>(p, filters, count, level, transposed, stride);
     multiply<Acc<T>>(bins, kTaps,
                      {priors + p.batch * p.bin_offset[level] * stride, rows, transposed, tap_stride(stride), products,
@@ -97,7 +100,7 @@ void mix_grad_priors(Constant<kTaps>, const PyramidMixParams& p, const T* weight
                      int64_t r0, int64_t count, T* grad_priors, Acc<T>* unpacked, Acc<T>* sums) {
   using A = Acc<T>;
   constexpr int64_t kStride = kWide * kLanes;
-  const int64_t bins = p.batch * p.bins[level] * p.bins[level];
+  const int64_t bins = bins_of(p, level);
   std::fill_n(sums, bins * kStride, A(0));
   for (int64_t o = 0; o < p.out_channels; ++o) {
     unpack_filter<T, kTaps>(p, weight + o * p.channels * kTaps, p.first_prior + level * p.reduction + r0, count,
@@ -127,7 +130,7 @@ void mix_grad_filter(Constant<kTaps>, const PyramidMixParams& p, const Acc<T>* g
   using A = Acc<T>;
   constexpr int64_t kStride = kWide * kLanes;
   for (int level = 0; level < p.levels; ++level) {
-    const int64_t bins = p.batch * p.bins[level] * p.bins[level];
+    const int64_t bins = bins_of(p, level);
     for (int64_t r = 0; r < p.reduction; r += kStride) {
       Lanes<A> sums[kTaps][kWide] = {};
       for (int64_t q = 0; q < bins; ++q) {

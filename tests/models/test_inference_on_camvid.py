@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.camvid import train_for_an_epoch
+from benchmarks.camvid_model import train_for_an_epoch
 from pspfast import backend, optimize_for_inference
 from pspfast.data import EvalTransform, SegmentationDataset, list_file_samples
 
