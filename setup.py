@@ -70,7 +70,11 @@ def choose_cuda() -> str | None:
 
 def make_extension(cuda_home: str | None) -> cpp_extension.CppExtension:
     sources = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
-    depends = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inl", recursive=True))
+    depends = sorted(
+        glob("csrc/**/*.h", recursive=True)
+        + glob("csrc/**/*.inl", recursive=True)
+        + glob("csrc/**/*.cuh", recursive=True)
+    )
     # -Wno-psabi: vectors pass only between inlined functions; their calling convention is moot.
     flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wno-psabi"]
     if "OpenMP" in torch.__config__.parallel_info():
@@ -119,7 +123,11 @@ print(
 )
 
 setup(
-    packages=[*find_packages(include=["pspfast", "pspfast.*"]), "pspfast.kernels"],
+    packages=[
+        *find_packages(include=["pspfast", "pspfast.*"]),
+        "pspfast.kernels",
+        "pspfast.kernels.jit",
+    ],
     package_dir={"pspfast.kernels": "kernels"},
     package_data={
         "pspfast": ["py.typed"],

@@ -95,6 +95,15 @@ class SemsegPSPNet(nn.Module):
         x_aux = self.layer3(self.layer2(self.layer1(self.layer0(x))))
         return self.cls(self.ppm(self.layer4(x_aux))), self.aux(x_aux)
 
+    def losses(self, images: Tensor, target: Tensor) -> list[Tensor]:
+        """Of both heads; semseg computes the labels, too."""
+        logits = [
+            F.interpolate(x, target.shape[1:], mode="bilinear", align_corners=True)
+            for x in self.forward_train(images)
+        ]
+        logits[0].argmax(1)
+        return [F.cross_entropy(x, target, ignore_index=255) for x in logits]
+
 
 def _classifier(channels: int, planes: int, classes: int) -> nn.Sequential:
     return nn.Sequential(

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import pspfast
-from benchmarks.camvid import camvid_folder
-from benchmarks.camvid_model import train_for_an_epoch
 from benchmarks.semseg_evaluation import SemsegPSPNet18, evaluate
 from pspfast.data import EvalTransform, list_file_samples, read_image
-from pspfast.engine.protocols import Semseg
-from pspfast.engine.windows import semseg_stride
+from pspfast.models.multi_scale import SlidingProbabilities
+from pspfast.models.windows import semseg_stride
+from tools.camvid import camvid_folder
+from tools.camvid_model import train_for_an_epoch
 
 CLASSES, SCALES = 11, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 # 15 windows an image: at twice both sizes a round takes four times as long, and there are 16.
@@ -37,7 +37,7 @@ def test_semseg_protocol(compare, record_row, camvid, model, device) -> None:
     assert len(files) == IMAGES
     transform = EvalTransform()
     crop = (CROP, CROP)
-    protocol = Semseg(
+    protocol = SlidingProbabilities(
         model=pspfast.optimize_for_inference(model),
         scales=SCALES,
         flip=True,

@@ -18,7 +18,7 @@ constexpr auto kCompiler = "gcc " __VERSION__;
 constexpr auto kCompiler = "unknown";
 #endif
 
-// The vector levels that cpu/for_each_level.h compiles.
+// The instruction sets that cpu/for_each_isa.h compiles.
 #if defined(__x86_64__)
 constexpr auto kCpuLevels = "baseline avx2 avx512";
 #else
@@ -29,7 +29,7 @@ pybind11::dict build_info() {
   pybind11::dict info;
   info["torch"] = TORCH_VERSION;
   info["compiler"] = kCompiler;
-  info["cpu_levels"] = kCpuLevels;
+  info["isas"] = kCpuLevels;
 #ifdef PSPFAST_WITH_CUDA
   info["cuda"] = PSPFAST_STRING(PSPFAST_CUDA_VERSION);
   info["cuda_archs"] = PSPFAST_STRING(PSPFAST_CUDA_ARCHS);

@@ -1,5 +1,5 @@
-// Logits that are interpolated bilinearly to pixels on the fly: what the kernels of upsample_loss and upsample_argmax
-// share. No torch header.
+// Logits that are interpolated bilinearly to pixels on the fly: what the kernels of upsample_cross_entropy and
+// upsample_argmax share. No torch header.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""batch_norm_relu in Triton: what the op calls; the kernels are in batch_norm_relu_kernels.py.
+"""batch_norm_relu in Triton: what the op calls; the kernels are in jit/batch_norm_relu.py.
 
 All maps are channels_last ``[N, C, H, W]`` with at least one element, float32, float16 or bfloat16;
 weight and bias ``[C]`` are of any floating dtype, mean and var ``[C]`` float32. P is N * H * W.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .batch_norm_relu_kernels import (
+from .jit.batch_norm_relu import (
     add_sums_kernel,
     apply_kernel,
     grad_input_kernel,

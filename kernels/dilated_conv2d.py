@@ -1,4 +1,4 @@
-"""dilated_conv2d in Triton: what the op calls; the kernels are in dilated_conv2d_kernels.py."""
+"""dilated_conv2d in Triton: what the op calls; the kernels are in jit/dilated_conv2d.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .dilated_conv2d_kernels import (
+from .jit.dilated_conv2d import (
     conv_ieee_kernel,
     conv_kernel,
     grad_weight_ieee_kernel,

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .geometry import bin_edges, locate_bins, map_offsets, next_edge
+from .jit.geometry import bin_edges, locate_bins, map_offsets, next_edge
 from .launch import column_block, dense, empty_map, on_the_device_of_the_first, width_divisor
 
 

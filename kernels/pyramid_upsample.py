@@ -1,4 +1,4 @@
-"""pyramid_upsample in Triton: what the ops call; the kernels are in pyramid_upsample_kernels.py."""
+"""pyramid_upsample in Triton: what the ops call; the kernels are in jit/pyramid_upsample.py."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
+from .jit.pyramid_upsample import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
 from .launch import column_block, dense, empty_map, on_the_device_of_the_first, width_divisor
-from .pyramid_upsample_kernels import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
 
 # Channels of a program at most. Forward, channels share the weights of the columns, so many is
 # better: 64, of 64 columns, are 32 registers of each of 128 threads. Backward, a thread holds three

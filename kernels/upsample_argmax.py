@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
+from .jit.upsample_tiles import load_tile, locate_tile, plan, reduce_classes, rows_of_tile
 from .launch import on_the_device_of_the_first
-from .upsample_tiles import load_tile, locate_tile, plan, reduce_classes, rows_of_tile
 
 
 @triton.jit

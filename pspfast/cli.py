@@ -62,7 +62,10 @@ def _take_recipe(args: list[str]) -> tuple[dict[str, Any], list[str]]:
 def _make_parser(recipe: dict[str, Any]) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
-    from pspfast.engine import config
+    from pspfast import config
+    from pspfast.demo.options import DemoConfig
+    from pspfast.evaluation.options import EvalConfig
+    from pspfast.prediction.options import PredictConfig
     from pspfast.recipes import recipe_names
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -116,7 +119,7 @@ def _make_parser(recipe: dict[str, Any]) -> ArgumentParser:
     evaluation.add_argument(
         "--recipe", metavar="NAME", default=argparse.SUPPRESS, help="Evaluation as of a recipe"
     )
-    evaluation.add_class_arguments(config.EvalConfig)
+    evaluation.add_class_arguments(EvalConfig)
     evaluation.set_defaults(recipe.get("eval", {}))
 
     predict = add(
@@ -132,46 +135,48 @@ def _make_parser(recipe: dict[str, Any]) -> ArgumentParser:
         metavar="INPUT",
         help="Image, folder that is searched for images, pattern like 'a/**/*.jpg', or video",
     )
-    predict.add_class_arguments(config.PredictConfig, skip={"inputs"})
+    predict.add_class_arguments(PredictConfig, skip={"inputs"})
 
     add(
         "demo",
         "[--output FOLDER]",
         "Train a small model on drawn scenes, in minutes, and show what it learnt",
         "Needs no data and no GPU.",
-    ).add_class_arguments(config.DemoConfig)
+    ).add_class_arguments(DemoConfig)
     return parser
 
 
 def _run(command: str, options: Namespace) -> None:
     # Each command imports what it needs: torchmetrics and TensorBoard take seconds.
-    from pspfast.engine import config
-
     if command == "info":
         _info()
     elif command == "train":
-        from pspfast.engine.train import train
+        from pspfast.config import Config
+        from pspfast.training.trainer import train
 
         if "recipe" in options:
             raise ValueError("recipe: expected as an option, not in a file; use --recipe")
-        train(config.Config(options.model, options.data, options.augment, options.train))
+        train(Config(options.model, options.data, options.augment, options.train))
     elif command == "eval":
         from accelerate import PartialState
 
-        from pspfast.engine.evaluate import evaluate_files
+        from pspfast.evaluation.evaluate import evaluate_files
+        from pspfast.evaluation.options import EvalConfig
 
-        scores, taxonomy = evaluate_files(config.EvalConfig(**vars(options)))
+        scores, taxonomy = evaluate_files(EvalConfig(**vars(options)))
         PartialState().print(scores.table(taxonomy.names))
     elif command == "predict":
-        from pspfast.engine.predict import predict
+        from pspfast.prediction.options import PredictConfig
+        from pspfast.prediction.predict import predict
 
-        predictions = predict(config.PredictConfig(**vars(options)))
+        predictions = predict(PredictConfig(**vars(options)))
         print(*predictions.written, "", predictions.shares.table(), sep="\n")
         for failure in predictions.failures:
             print(f"pspfast: predict: {failure}", file=sys.stderr)
         if predictions.failures:
             sys.exit(1)
     elif command == "demo":
-        from pspfast.engine.demo import demo
+        from pspfast.demo.demo import demo
+        from pspfast.demo.options import DemoConfig
 
-        demo(config.DemoConfig(**vars(options)))
+        demo(DemoConfig(**vars(options)))

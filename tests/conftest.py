@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-# For what benchmarks/ shares; at the end, where the folder pspfast shadows no installed one.
+# For tools/; at the end, where the folder pspfast shadows no installed one.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks.camvid import camvid_folder
+from tools.camvid import camvid_folder
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,7 @@ def test_build_info() -> None:
     info = _extension.build_info
     assert info is not None
     assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
-    assert "baseline" in info["cpu_levels"]
+    assert "baseline" in info["isas"]
     assert (info["cuda"] is None) == (info["cuda_archs"] is None)
 
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import footprint
-from benchmarks.operator_costs import Cost, Footprint
-from benchmarks.roofline import least_seconds
 from pspfast.ops import batch_norm_relu, dilated_conv2d, pyramid_conv2d
+from tools import footprint
+from tools.operator_costs import Cost, Footprint
+from tools.roofline import least_seconds
 
 FLOAT = 4
 

@@ -71,7 +71,7 @@ def test_source_distribution_holds_all_sources(
     wanted = {
         file
         for file in tracked
-        if file.startswith(("csrc/", "kernels/", "pspfast/", "tests/", "benchmarks/"))
+        if file.startswith(("csrc/", "kernels/", "pspfast/", "tests/", "tools/", "benchmarks/"))
     }
     assert wanted <= held
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= held

@@ -19,7 +19,7 @@ struct BatchNormRows {
 }  // namespace pspfast::cpu
 
 #define PSPFAST_KERNELS "batch_norm_relu.inl"
-#include "for_each_level.h"
+#include "for_each_isa.h"
 
 namespace pspfast::cpu {
 namespace {

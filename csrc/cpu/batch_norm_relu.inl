@@ -1,5 +1,5 @@
-// Loops of batch_norm_relu on one thread over some rows of channels, included once per vector level. Arrays of sums and
-// of constants are padded with zeros to whole vectors.
+// Loops of batch_norm_relu on one thread over some rows of channels, included once per instruction set. Arrays of sums
+// and of constants are padded with zeros to whole vectors.
 
 template <class T>
 PSPFAST_INLINE Lanes<Acc<T>> load_some(const T* p, int64_t lanes) {

@@ -1,16 +1,16 @@
-// Products of small matrices, included once per vector level. Rows of 16 lie together: element (m, k) of a left factor
-// is at [k / 16][m][k % 16], or, transposed, at [m / 16][k][m % 16]; element (k, n) of a right factor and (m, n) of a
-// product at [n / 16][k or m][n % 16], where blocks of 16 columns are a given distance apart.
+// Products of small matrices, included once per instruction set. Rows of 16 lie together: element (m, k) of a left
+// factor is at [k / 16][m][k % 16], or, transposed, at [m / 16][k][m % 16]; element (k, n) of a right factor and (m, n)
+// of a product at [n / 16][k or m][n % 16], where blocks of 16 columns are a given distance apart.
 
 // Products that are summed one after another, before these sums are added: the error of a sum grows with its length.
 // The columns of a right factor that so many meet stay in a core's first-level cache, too.
 constexpr int64_t kSummed = 128;
 
 // Rows and vectors of columns that a step keeps in registers, with a row of the right factor beside them.
-#if PSPFAST_LEVEL == PSPFAST_AVX512
+#if PSPFAST_ISA == PSPFAST_AVX512
 constexpr int kMatmulRows = 14, kMatmulCols = 2;
 constexpr int kTransposedRows = 8;  // Divides 16.
-#elif PSPFAST_LEVEL == PSPFAST_AVX2
+#elif PSPFAST_ISA == PSPFAST_AVX2
 constexpr int kMatmulRows = 6, kMatmulCols = 1;
 constexpr int kTransposedRows = 4;
 #else

@@ -1,5 +1,5 @@
 // Vectors longer than a register, in halves: compilers take such vectors of their own apart lane by lane. Included once
-// per vector level, by vector.inl.
+// per instruction set, by vector.inl.
 
 template <class V>
 struct Pair {
@@ -116,7 +116,7 @@ PSPFAST_INLINE auto halves(V v) {
 template <class V>
 PSPFAST_INLINE auto join(V low, V high) {
   using Joined = VectorOf<ElementOf<V>, 2 * kLanesOf<V>>;
-#if PSPFAST_LEVEL == PSPFAST_AVX512
+#if PSPFAST_ISA == PSPFAST_AVX512
   // Compilers take the way through memory, where a load of two stores has to wait.
   if constexpr (sizeof(V) == sizeof(__m256i)) {
     const auto lower = _mm512_castsi256_si512(bit_cast<__m256i>(low));

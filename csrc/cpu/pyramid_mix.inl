@@ -1,5 +1,5 @@
-// Loops of pyramid_mix on one thread, included once per vector level. A filter is the weight of one output channel. Its
-// channels of one level are brought into another order first, in the type of sums.
+// Loops of pyramid_mix on one thread, included once per instruction set. A filter is the weight of one output channel.
+// Its channels of one level are brought into another order first, in the type of sums.
 #include "matmul.inl"
 
 // Vectors of channels that a backward step takes: with 9 taps their sums, or their weights, fit into 32 registers.

@@ -5,7 +5,7 @@
 #include "tasks.h"
 
 #define PSPFAST_KERNELS "pyramid_pool.inl"
-#include "for_each_level.h"
+#include "for_each_isa.h"
 
 namespace pspfast::cpu {
 namespace {

@@ -1,4 +1,4 @@
-// Loops of pyramid_pool on one thread, included once per vector level. Both memory formats share the step between
+// Loops of pyramid_pool on one thread, included once per instruction set. Both memory formats share the step between
 // cells and bins, sixteen channels wide; they differ in how a map is read and written.
 
 // The bins of sixteen channels from their cells: pooled[s] = sum of the bin's cells / its area.

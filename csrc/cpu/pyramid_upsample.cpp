@@ -94,7 +94,7 @@ struct Epilogue {
 }  // namespace pspfast::cpu
 
 #define PSPFAST_KERNELS "pyramid_upsample.inl"
-#include "for_each_level.h"
+#include "for_each_isa.h"
 
 namespace pspfast::cpu {
 namespace {

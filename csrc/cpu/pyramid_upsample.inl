@@ -1,4 +1,4 @@
-// Loops of pyramid_upsample on one thread, included once per vector level. Interpolation is separable: channels_last
+// Loops of pyramid_upsample on one thread, included once per instruction set. Interpolation is separable: channels_last
 // maps combine the sources of a row of the map first, sixteen channels wide, and contiguous maps the sources' columns,
 // sixteen pixels wide. Backward takes the same steps in the reverse order.
 

@@ -1,4 +1,4 @@
-// Tables of interpolation taps for the CPU kernels of upsample_loss and upsample_argmax.
+// Tables of interpolation taps for the CPU kernels of upsample_cross_entropy and upsample_argmax.
 #pragma once
 
 #include <vector>

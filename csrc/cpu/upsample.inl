@@ -1,6 +1,6 @@
-// What the loops of upsample_loss and upsample_argmax share, included once per vector level. Sixteen columns of the
-// image are taken together. Two rows of logits are interpolated to these columns first, for all classes; rows of the
-// image that lie between the two are then a multiplication and an addition away, wherever they are needed.
+// What the loops of upsample_cross_entropy and upsample_argmax share, included once per instruction set. Sixteen
+// columns of the image are taken together. Two rows of logits are interpolated to these columns first, for all classes;
+// rows of the image that lie between the two are then a multiplication and an addition away, wherever they are needed.
 
 template <class A>
 using Integer = std::conditional_t<std::is_same_v<A, double>, int64_t, int32_t>;

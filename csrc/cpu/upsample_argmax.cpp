@@ -5,7 +5,7 @@
 #include "upsample.h"
 
 #define PSPFAST_KERNELS "upsample_argmax.inl"
-#include "for_each_level.h"
+#include "for_each_isa.h"
 
 namespace pspfast::cpu {
 namespace {

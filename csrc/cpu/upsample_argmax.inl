@@ -1,4 +1,4 @@
-// Loops of upsample_argmax and upsample_softmax on one thread, included once per vector level.
+// Loops of upsample_argmax and upsample_softmax on one thread, included once per instruction set.
 #include "upsample.inl"
 
 // The image's rows that read row `source` of its logits, and the row behind it. `end` is the end of all logits.

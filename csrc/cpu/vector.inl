@@ -1,5 +1,5 @@
-// Sixteen lanes of float or double, loaded from and stored to any element type. Included by for_each_level.h once
-// per vector level, inside that level's namespace; hence no include and no guard.
+// Sixteen lanes of float or double, loaded from and stored to any element type. Included by for_each_isa.h once
+// per instruction set, inside that level's namespace; hence no include and no guard.
 
 constexpr int64_t kLanes = 16;
 
@@ -9,9 +9,9 @@ using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 #define PSPFAST_INLINE static inline __attribute__((always_inline))
 
-#if PSPFAST_LEVEL == PSPFAST_AVX512
+#if PSPFAST_ISA == PSPFAST_AVX512
 constexpr int64_t kRegisterBytes = 64;
-#elif PSPFAST_LEVEL == PSPFAST_AVX2
+#elif PSPFAST_ISA == PSPFAST_AVX2
 constexpr int64_t kRegisterBytes = 32;
 #else
 constexpr int64_t kRegisterBytes = 16;
@@ -39,9 +39,9 @@ PSPFAST_INLINE V load_register(const c10::BFloat16* p) {
 
 template <class V>
 PSPFAST_INLINE V load_register(const c10::Half* p) {
-#if PSPFAST_LEVEL == PSPFAST_AVX512
+#if PSPFAST_ISA == PSPFAST_AVX512
   return bit_cast<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif PSPFAST_LEVEL == PSPFAST_AVX2
+#elif PSPFAST_ISA == PSPFAST_AVX2
   return bit_cast<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
   return V{p[0], p[1], p[2], p[3]};
@@ -80,10 +80,10 @@ PSPFAST_INLINE void store_register(c10::BFloat16* p, V v) {
 
 template <class V>
 PSPFAST_INLINE void store_register(c10::Half* p, V v) {
-#if PSPFAST_LEVEL == PSPFAST_AVX512
+#if PSPFAST_ISA == PSPFAST_AVX512
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#elif PSPFAST_LEVEL == PSPFAST_AVX2
+#elif PSPFAST_ISA == PSPFAST_AVX2
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
@@ -141,7 +141,7 @@ PSPFAST_INLINE auto sum(V v) {
 template <class V>
 PSPFAST_INLINE auto sum(V a, V b, V c, V d) {
   using A = ElementOf<V>;
-#if PSPFAST_LEVEL == PSPFAST_AVX512
+#if PSPFAST_ISA == PSPFAST_AVX512
   if constexpr (std::is_same_v<A, float>) {
     // Each 128 bits become partial sums of a, b, c and d.
     const auto pairs = [](V v, V w) {
@@ -156,7 +156,7 @@ PSPFAST_INLINE auto sum(V a, V b, V c, V d) {
     const auto quarters = bit_cast<Quarters>(quads);
     return (quarters.of[0] + quarters.of[2]) + (quarters.of[1] + quarters.of[3]);
   }
-#elif PSPFAST_LEVEL == PSPFAST_AVX2
+#elif PSPFAST_ISA == PSPFAST_AVX2
   if constexpr (std::is_same_v<A, float>) {
     const auto pairs = [](V v, V w) {
       return _mm256_hadd_ps(bit_cast<__m256>(v.low + v.high), bit_cast<__m256>(w.low + w.high));
@@ -187,7 +187,7 @@ PSPFAST_INLINE auto array_of(V v) {
 template <class A, class Index>
 PSPFAST_INLINE auto gather(const A* from, Index index) {
   using V = VectorOf<A, kLanesOf<Index>>;
-#if PSPFAST_LEVEL == PSPFAST_AVX512
+#if PSPFAST_ISA == PSPFAST_AVX512
   if constexpr (std::is_same_v<A, float>) {
     return bit_cast<V>(_mm512_i32gather_ps(bit_cast<__m512i>(index), from, sizeof(A)));
   }
@@ -202,11 +202,11 @@ PSPFAST_INLINE auto gather(const A* from, Index index) {
 template <class V>
 PSPFAST_INLINE V pick(V v, const int32_t* index) {
   using A = ElementOf<V>;
-#if PSPFAST_LEVEL == PSPFAST_AVX512
+#if PSPFAST_ISA == PSPFAST_AVX512
   if constexpr (std::is_same_v<A, float>) {
     return bit_cast<V>(_mm512_permutexvar_ps(_mm512_loadu_si512(index), bit_cast<__m512>(v)));
   }
-#elif PSPFAST_LEVEL == PSPFAST_AVX2
+#elif PSPFAST_ISA == PSPFAST_AVX2
   if constexpr (std::is_same_v<A, float>) {
     const auto half = [&](const int32_t* index) {
       const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
@@ -247,7 +247,7 @@ PSPFAST_INLINE Lanes<float> exp_of_negative(Lanes<float> x) {
   power = power * f + 0.240222421f;
   power = power * f + 0.693146978f;
   power = power * f + 1.f;
-#if PSPFAST_LEVEL == PSPFAST_AVX512
+#if PSPFAST_ISA == PSPFAST_AVX512
   const auto large_enough = _mm512_cmp_ps_mask(bit_cast<__m512>(x), _mm512_set1_ps(kLeast), _CMP_NLT_UQ);
   return bit_cast<Lanes<float>>(_mm512_maskz_scalef_ps(large_enough, bit_cast<__m512>(power), bit_cast<__m512>(n)));
 #else

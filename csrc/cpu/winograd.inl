@@ -1,4 +1,4 @@
-// Loops of winograd_* on one thread, included once per vector level. Names of the transforms are Lavin and Gray's
+// Loops of winograd_* on one thread, included once per instruction set. Names of the transforms are Lavin and Gray's
 // (arXiv 1509.09308 §4.3): the outputs of a row of six inputs d and three taps g are A^T ((G g) * (B^T d)), products
 // being taken one by one.
 #include "matmul.inl"

@@ -2,8 +2,8 @@
 // thread in a fixed order: no atomics, bit-reproducible.
 #include <algorithm>
 
-#include "pyramid_pool_channels.h"
-#include "pyramid_pool_planes.h"
+#include "pyramid_pool_channels.cuh"
+#include "pyramid_pool_planes.cuh"
 
 namespace pspfast::cuda {
 namespace {

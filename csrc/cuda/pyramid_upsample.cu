@@ -2,9 +2,9 @@
 // order: no atomics, bit-reproducible.
 #include <algorithm>
 
-#include "pyramid_upsample_backward.h"
-#include "pyramid_upsample_copy.h"
-#include "pyramid_upsample_forward.h"
+#include "pyramid_upsample_backward.cuh"
+#include "pyramid_upsample_copy.cuh"
+#include "pyramid_upsample_forward.cuh"
 
 namespace pspfast::cuda {
 namespace {

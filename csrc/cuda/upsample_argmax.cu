@@ -2,7 +2,7 @@
 // labels and two for probabilities.
 #include "../upsample_argmax.h"
 
-#include "upsample_columns.h"
+#include "upsample_columns.cuh"
 
 namespace pspfast::cuda {
 namespace {

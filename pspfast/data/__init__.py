@@ -10,7 +10,7 @@ from pspfast.data.datasets import (
     read_label,
 )
 from pspfast.data.labels import LABEL_IDS, LabelIds
-from pspfast.data.scenes import SceneDataset
+from pspfast.data.scenes.dataset import SceneDataset
 from pspfast.data.sources import published_samples
 from pspfast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
 

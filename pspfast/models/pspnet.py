@@ -155,7 +155,7 @@ class PSPNet(nn.Module):
             and criterion.reduction == "mean"
             and not y.is_floating_point()
         ):
-            loss = self._upsample_loss(criterion, y, padded)
+            loss = self._upsample_cross_entropy(criterion, y, padded)
             main_loss, labels = loss(logits, return_argmax=True)
             return labels[:, : size[0], : size[1]].long(), main_loss, loss(aux_logits)
         logits = self._zoom(logits, padded, size)
@@ -212,7 +212,7 @@ class PSPNet(nn.Module):
     def _interpolate(self, logits: Tensor, size: list[int]) -> Tensor:
         return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
 
-    def _upsample_loss(
+    def _upsample_cross_entropy(
         self, criterion: nn.CrossEntropyLoss, y: Tensor, padded: list[int]
     ) -> Callable[..., Any]:
         """The criterion as a function of logits at the resolution of the features."""

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pspfast.data import CLASSES, SceneDataset, TrainTransform
-from pspfast.data.scene_objects import Canvas
+from pspfast.data.scenes.objects import Canvas
 
 
 def test_scenes_are_determined_by_seed_and_index():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.machine_code import (
+from tools.machine_code import (
     Launches,
     MachineCode,
     checked,
@@ -21,7 +21,7 @@ from benchmarks.machine_code import (
     nvcc_knows,
 )
 
-EMULATION = Path(__file__).parent / "emulation"
+EMULATION = Path(__file__).parents[2] / "tools/emulation"
 # CUDA code reads and writes elements of any type as 16-byte words, which C++ would forbid.
 GXX_FLAGS = ("-std=c++20", "-g", "-fno-strict-aliasing", f"-I{EMULATION}", "-DPSPFAST_WITH_CUDA")
 GXX = (os.environ.get("CXX", "g++"), *GXX_FLAGS)

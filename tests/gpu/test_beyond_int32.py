@@ -151,23 +151,25 @@ def test_upsample_argmax_and_softmax(
     ("shape", "size"), [LOGITS, IMAGES, PIXELS], ids=["logits", "images", "pixels"]
 )
 @FORMATS
-def test_upsample_loss(
+def test_upsample_cross_entropy(
     library: Callable[[str], ctypes.CDLL],
     sparse: Sparse,
     shape: tuple[int, ...],
     size: tuple[int, int],
     channels_last: bool,
 ) -> None:
-    ops = library("upsample_loss")
-    ops.upsample_loss_parts.restype = ops.upsample_loss_workspace.restype = ctypes.c_int64
+    ops = library("upsample_cross_entropy")
+    ops.upsample_cross_entropy_parts.restype = ops.upsample_cross_entropy_workspace.restype = (
+        ctypes.c_int64
+    )
     last = LastRow(sparse, shape, size, channels_last)
     problem, given = ctypes.byref(last.problem), pointers(last.logits)
     target = sparse((shape[0], *size), dtype=torch.int64)
     lse = sparse((shape[0], *size), dtype=torch.float32)
     target[-1, -1] = torch.arange(size[1]) % shape[1]
-    sums = sparse((ops.upsample_loss_parts(problem), 3), dtype=torch.float64)
+    sums = sparse((ops.upsample_cross_entropy_parts(problem), 3), dtype=torch.float64)
     assert max(last.logits.numel(), lse.numel()) > 2**31
-    error = ops.upsample_loss(
+    error = ops.upsample_cross_entropy(
         problem, *given, *pointers(target, None, lse), INT64, *pointers(None, sums)
     )
     assert error == 0
@@ -185,8 +187,8 @@ def test_upsample_loss(
     lse[-1, -1] = full.detach().logsumexp(1)[0, 0]
     losses.sum().backward()
     grad, scale = sparse(shape, channels_last), torch.ones(1)
-    workspace = sparse((ops.upsample_loss_workspace(problem) // 4,), dtype=torch.float32)
-    error = ops.upsample_loss_backward(
+    workspace = sparse((ops.upsample_cross_entropy_workspace(problem) // 4,), dtype=torch.float32)
+    error = ops.upsample_cross_entropy_backward(
         problem, *given, *pointers(target, None, lse, scale, grad, workspace)
     )
     assert error == 0

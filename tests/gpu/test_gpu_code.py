@@ -1,4 +1,4 @@
-"""benchmarks/gpu_code.py, and what it reads machine code with."""
+"""tools/gpu_code.py, and what it reads machine code with."""
 
 import ctypes
 import inspect
@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from triton.runtime.autotuner import Autotuner
 
-from benchmarks.gpu_code import SECTION, Row, main, merged, on_chips
-from benchmarks.machine_code import LAUNCHERS, MachineCode, checked
-from benchmarks.occupancy import CHIPS, Chip, resident_blocks
-from benchmarks.report import with_section
+from tools.gpu_code import SECTION, Row, main, merged, on_chips
+from tools.machine_code import LAUNCHERS, MachineCode, checked
+from tools.occupancy import CHIPS, Chip, resident_blocks
+from tools.report import with_section
 
 BEGIN, END = f"<!-- {SECTION} -->", f"<!-- /{SECTION} -->"
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.machine_code import LAUNCHERS
 from pspfast.kernels import launch
+from tools.machine_code import LAUNCHERS
 
 PUBLIC = [
     function

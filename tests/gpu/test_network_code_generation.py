@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.network_calls import network_calls
-from benchmarks.occupancy import CHIPS, resident_blocks
+from tools.network_calls import network_calls
+from tools.occupancy import CHIPS, resident_blocks
 
 SOURCES = Path(__file__).parents[2] / "csrc/cuda"
 # What every launch may use without asking the driver for more.
 MAX_SHARED_BYTES = 48 * 1024
-# The five blocks of upsample_loss_backward.h are those of the 228 KB of sm_90; sm_80 has 164 KB.
+# The five blocks of upsample_cross_entropy_backward.cuh are those of the 228 KB of sm_90; sm_80
+# has 164 KB.
 LOSS_BACKWARD_BLOCKS_ON_SM_80 = 4
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.machine_code import noted_launches
 from pspfast.kernels import pyramid_pool
+from tools.machine_code import noted_launches
 
 PYRAMID = (1, 2, 3, 6)
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

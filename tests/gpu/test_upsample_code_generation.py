@@ -1,5 +1,5 @@
-"""The machine code of the CUDA kernels of upsample_loss, upsample_argmax and upsample_softmax: no
-spills, few instructions a pixel and class."""
+"""The machine code of the CUDA kernels of upsample_cross_entropy, upsample_argmax and
+upsample_softmax: no spills, few instructions a pixel and class."""
 
 import re
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def check_powers(kernels: list, least: int, most: int) -> None:
 
 @ARCHS
 def test_loss(cuda_code: Callable[..., list], arch: int) -> None:
-    kernels = cuda_code("upsample_loss", arch)
+    kernels = cuda_code("upsample_cross_entropy", arch)
     forward = [kernel for kernel in kernels if "loss_fwd" in kernel.name]
     backward = [kernel for kernel in kernels if "loss_bwd" in kernel.name]
     assert len(forward) == 2 * FORWARD_KERNELS

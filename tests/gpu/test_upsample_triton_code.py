@@ -1,5 +1,5 @@
-"""The machine code of upsample_loss's and upsample_argmax's Triton kernels, as their launchers ask
-for it: no spills, little shared memory."""
+"""The machine code of upsample_cross_entropy's and upsample_argmax's Triton kernels, as their
+launchers ask for it: no spills, little shared memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspfast.kernels import upsample_argmax, upsample_loss
+from pspfast.kernels import upsample_argmax, upsample_cross_entropy
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # What an sm_89 multiprocessor lends a block, the least of all chips since sm_80.
@@ -68,10 +68,12 @@ def launch_loss(
     target = torch.empty(logits.shape[0], *size, dtype=torch.long, device="meta")
     weight = torch.empty(logits.shape[1], device="meta") if weighted else None
     arguments = (255, align_corners, label_smoothing)
-    loss, lse, _, _ = upsample_loss.upsample_loss_forward(
+    loss, lse, _, _ = upsample_cross_entropy.upsample_cross_entropy_forward(
         logits, target, weight, *arguments, torch.uint8, with_labels
     )
-    upsample_loss.upsample_loss_backward(loss, logits, target, weight, lse, *arguments)
+    upsample_cross_entropy.upsample_cross_entropy_backward(
+        loss, logits, target, weight, lse, *arguments
+    )
 
 
 def launch_argmax_and_softmax(

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.camvid_model import train_for_an_epoch
 from pspfast import backend, optimize_for_inference
 from pspfast.data import EvalTransform, SegmentationDataset, list_file_samples
+from tools.camvid_model import train_for_an_epoch
 
 
 def test_labels_equal_those_of_plain_pytorch(camvid: Path) -> None:

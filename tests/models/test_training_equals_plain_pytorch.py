@@ -10,9 +10,9 @@ from functional_pspnet import FunctionalPSPNet
 from torch import Tensor
 
 from pspfast import PSPNet
+from pspfast.config import TrainConfig
 from pspfast.data import SegmentationDataset, TrainTransform, list_file_samples
-from pspfast.engine.config import TrainConfig
-from pspfast.engine.optimizer import make_optimizer, make_schedule
+from pspfast.training.optimizer import make_optimizer, make_schedule
 
 STEPS, BATCH, CROP, CLASSES = 30, 4, 41, 11
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_tester import OpTester, assert_close, at_every_vector_level, exact_dtype, with_reference
+from op_tester import OpTester, assert_close, at_every_isa, exact_dtype, with_reference
 from torch import Tensor
 
 from pspfast.ops import pyramid_pool
@@ -88,10 +88,10 @@ def test_pooled_order_in_memory_follows_the_map(device: torch.device) -> None:
     assert pyramid_pool(x, BINS).stride() == (150, 1, 3)
 
 
-@at_every_vector_level
-def test_conversions_of_every_vector_level(level: str) -> None:
+@at_every_isa
+def test_conversions_of_every_isa(level: str) -> None:
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
-    script = Path(__file__).with_name("vector_level.py")
+    script = Path(__file__).with_name("isa.py")
     subprocess.run([sys.executable, script], env=environment, check=True)
 
 

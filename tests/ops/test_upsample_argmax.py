@@ -12,7 +12,7 @@ from op_tester import (
     DTYPES,
     LAYOUTS,
     OpTester,
-    at_lower_vector_levels,
+    at_lower_isas,
     exact_dtype,
     skip_float64_on_a_gpu,
     with_reference,
@@ -77,8 +77,8 @@ def test_softmax(
         torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=1e-6)
 
 
-@at_lower_vector_levels
-def test_lower_vector_levels(level: str) -> None:
+@at_lower_isas
+def test_lower_isas(level: str) -> None:
     """In processes of their own: torch picks the level once, at start-up."""
     tests = [f"{__file__}::{name}" for name in ("test_argmax", "test_softmax")]
     result = subprocess.run(

@@ -19,7 +19,10 @@ from pspfast.kernels.pyramid_upsample import (
     pyramid_upsample_add_forward,
 )
 from pspfast.kernels.upsample_argmax import upsample_argmax, upsample_softmax
-from pspfast.kernels.upsample_loss import upsample_loss_backward, upsample_loss_forward
+from pspfast.kernels.upsample_cross_entropy import (
+    upsample_cross_entropy_backward,
+    upsample_cross_entropy_forward,
+)
 
 PYRAMID = (1, 2, 3, 6)
 IGNORED = 255
@@ -189,14 +192,14 @@ def test_upsample_argmax_and_softmax(
 # A program for each image would leave more sums than are quickly added.
 @pytest.mark.parametrize(("shape", "size"), [LOGITS, PIXELS], ids=str)
 @both_formats
-def test_upsample_loss(
+def test_upsample_cross_entropy(
     sparse: Sparse, shape: tuple[int, ...], size: tuple[int, int], channels_last: bool
 ) -> None:
     logits, full = logits_of_last_row(sparse, shape, size, channels_last)
     target = sparse((shape[0], *size), dtype=torch.int64)
     target[-1, -1] = IGNORED
     target[-1, -1, -4:] = torch.arange(4) % shape[1]
-    loss, lse, weight_sum, labels = upsample_loss_forward(
+    loss, lse, weight_sum, labels = upsample_cross_entropy_forward(
         logits, target, None, IGNORED, True, 0.0, torch.uint8, True
     )
     assert is_long(logits) or is_long(lse)
@@ -211,7 +214,7 @@ def test_upsample_loss(
 # Of long rows of pixels a program of the backward takes all.
 @pytest.mark.parametrize(("shape", "size"), [LOGITS, IMAGES], ids=str)
 @both_formats
-def test_upsample_loss_backward(
+def test_upsample_cross_entropy_backward(
     sparse: Sparse, shape: tuple[int, ...], size: tuple[int, int], channels_last: bool
 ) -> None:
     logits, full = logits_of_last_row(sparse, shape, size, channels_last)
@@ -222,7 +225,7 @@ def test_upsample_loss_backward(
     lse[-1, -1] = full.detach().logsumexp(1)[0, 0]
     assert is_long(logits) or is_long(lse)
     arguments = (torch.ones(()), logits, target, None, lse, IGNORED, True, 0.0)
-    grad = upsample_loss_backward(*arguments)
+    grad = upsample_cross_entropy_backward(*arguments)
     # The last pixel alone reads the last column of many; of one column all do.
     pixels = slice(-1, None) if shape[3] > 1 else slice(None)
     expected = full.detach()[0, :, 0, pixels].softmax(0)

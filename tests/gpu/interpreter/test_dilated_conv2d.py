@@ -9,12 +9,12 @@ import triton
 from torch import Tensor
 
 from pspfast.kernels import dilated_conv2d as launchers
-from pspfast.kernels import dilated_conv2d_kernels as kernels
 from pspfast.kernels.dilated_conv2d import (
     dilated_conv2d,
     dilated_conv2d_grad_input,
     dilated_conv2d_grad_weight,
 )
+from pspfast.kernels.jit import dilated_conv2d as kernels
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 TILES = sorted({tile[:2] for tile in kernels.TILES + kernels.TF32_GRAD_WEIGHT_TILES})

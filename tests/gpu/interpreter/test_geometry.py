@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pspfast.kernels import geometry
+from pspfast.kernels.jit import geometry
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
 from pspfast import backends
-from pspfast.kernels import upsample_tiles
+from pspfast.kernels.jit import upsample_tiles
 from pspfast.kernels.upsample_argmax import (
     upsample_argmax,
     upsample_softmax,

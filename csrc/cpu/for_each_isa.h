@@ -1,0 +1,80 @@
+// Compiles the file that PSPFAST_KERNELS names once per instruction set, each in a namespace of its own, and defines
+// PSPFAST_CALL(f, ...) to call f of the level that torch found at start-up (ATEN_CPU_CAPABILITY lowers it).
+//
+// The kernels are written with the vector types of vector.inl, sixteen lanes wide at every level; where registers are
+// shorter these are made of several. Other processors than x86-64 have one level, "baseline".
+#include <ATen/Version.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define PSPFAST_BASELINE 0
+#define PSPFAST_AVX2 1
+#define PSPFAST_AVX512 2
+
+namespace pspfast::cpu::baseline {
+#define PSPFAST_ISA PSPFAST_BASELINE
+#include "vector.inl"
+#include PSPFAST_KERNELS
+#undef PSPFAST_ISA
+}  // namespace pspfast::cpu::baseline
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#define PSPFAST_PRAGMA(x) _Pragma(#x)
+#define PSPFAST_TARGET_BEGIN(flags) \
+  PSPFAST_PRAGMA(clang attribute push(__attribute__((target(flags))), apply_to = function))
+#define PSPFAST_TARGET_END _Pragma("clang attribute pop")
+#else
+#define PSPFAST_PRAGMA(x) _Pragma(#x)
+#define PSPFAST_TARGET_BEGIN(flags) _Pragma("GCC push_options") PSPFAST_PRAGMA(GCC target(flags))
+#define PSPFAST_TARGET_END _Pragma("GCC pop_options")
+#endif
+
+PSPFAST_TARGET_BEGIN("avx2,fma,f16c")
+namespace pspfast::cpu::avx2 {
+#define PSPFAST_ISA PSPFAST_AVX2
+#include "vector.inl"
+#include PSPFAST_KERNELS
+#undef PSPFAST_ISA
+}  // namespace pspfast::cpu::avx2
+PSPFAST_TARGET_END
+
+PSPFAST_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+namespace pspfast::cpu::avx512 {
+#define PSPFAST_ISA PSPFAST_AVX512
+#include "vector.inl"
+#include PSPFAST_KERNELS
+#undef PSPFAST_ISA
+}  // namespace pspfast::cpu::avx512
+PSPFAST_TARGET_END
+
+namespace pspfast::cpu {
+inline int level() {
+  static const int level = [] {
+    const std::string_view found = at::get_cpu_capability();
+    return found == "AVX512" ? PSPFAST_AVX512 : found == "AVX2" ? PSPFAST_AVX2 : PSPFAST_BASELINE;
+  }();
+  return level;
+}
+}  // namespace pspfast::cpu
+
+#define PSPFAST_CALL(f, ...)                                          \
+  (::pspfast::cpu::level() == PSPFAST_AVX512 ? avx512::f(__VA_ARGS__) \
+   : ::pspfast::cpu::level() == PSPFAST_AVX2 ? avx2::f(__VA_ARGS__)   \
+                                             : baseline::f(__VA_ARGS__))
+#else
+#define PSPFAST_CALL(f, ...) baseline::f(__VA_ARGS__)
+#endif

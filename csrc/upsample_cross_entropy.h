@@ -1,0 +1,52 @@
+// upsample_cross_entropy: what the CPU and CUDA kernels are given. No torch header.
+//
+// With v[k] the logits interpolated to a pixel, t its target, u the class weights (1 where there are none), U their sum
+// and s the label smoothing, the loss of a pixel is
+//
+//   (1 - s) u[t] (lse - v[t]) + s / K (lse U - sum over k of u[k] v[k]),   lse = log sum over k of exp v[k]
+//
+// and the loss the sum over all pixels but ignored ones, divided by the sum of u[t] over the same. The kernels compute
+// sums; who calls them divides.
+#pragma once
+
+#include "upsample.h"
+
+namespace pspfast {
+
+struct UpsampleLossParams : UpsampleParams {
+  int64_t ignore_index;
+  double label_smoothing;
+};
+
+namespace cpu {
+// Parts of the sums that are independent of the number of threads.
+int64_t upsample_cross_entropy_parts(const UpsampleLossParams& params);
+// `weight` may be null, and `labels`, the class of the largest logit, may be too. Targets that are neither a class nor
+// ignore_index count as ignored, and as invalid in a part's sums.
+void upsample_cross_entropy(const UpsampleLossParams& params, const void* logits, const int64_t* target /* [N, H, W] */,
+                            const void* weight /* [K], float or double as lse */,
+                            void* lse /* [N, H, W], float; double for double logits */, LabelType label_type,
+                            void* labels /* [N, H, W] */,
+                            double* sums /* [parts, 3]: losses, weights, invalid targets */);
+// grad_logits = scale * the gradient of the sum of losses.
+void upsample_cross_entropy_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
+                                     const void* weight, const void* lse, const void* scale /* one number, as lse */,
+                                     void* grad_logits /* as logits */);
+}  // namespace cpu
+
+#ifdef PSPFAST_WITH_CUDA
+// As on the CPU, in float, with all pointers on the device; all enqueue on `stream` and return the launch's error, and
+// float64 is not served. `workspace` holds upsample_cross_entropy_workspace(params) bytes, for the backward.
+namespace cuda {
+int64_t upsample_cross_entropy_parts(const UpsampleLossParams& params);
+cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void* logits, const int64_t* target,
+                                   const float* weight, float* lse, LabelType label_type, void* labels, double* sums,
+                                   cudaStream_t stream);
+int64_t upsample_cross_entropy_workspace(const UpsampleLossParams& params);
+cudaError_t upsample_cross_entropy_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
+                                            const float* weight, const float* lse, const float* scale,
+                                            void* grad_logits, void* workspace, cudaStream_t stream);
+}  // namespace cuda
+#endif
+
+}  // namespace pspfast

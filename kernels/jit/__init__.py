@@ -1,0 +1,1 @@
+"""What runs on the GPU: functions that Triton compiles, without a launch."""

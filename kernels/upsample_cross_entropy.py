@@ -1,0 +1,119 @@
+"""upsample_cross_entropy in Triton: what the op calls; its kernels are in jit/."""
+
+import torch
+from torch import Tensor
+from torch.library import wrap_triton
+
+from .jit.upsample_cross_entropy import loss_bwd_kernel, loss_fwd_kernel
+from .jit.upsample_tiles import plan, upsampling
+from .launch import empty_map, on_the_device_of_the_first
+
+_WRONG_LABEL = "upsample_cross_entropy: target: a label is neither a class nor ignore_index"
+
+# Classes and columns of logits of a backward program, the fewest that tl.dot takes, and columns of
+# the image that it takes at a time. 16 times 32 elements are 4 of each of 128 threads; twice as
+# many would take all of their registers, because products are unrolled.
+_BACKWARD_CLASSES = 16
+_BACKWARD_COLS = 16
+_BACKWARD_WIDTH = 32
+# Rows of logits of a program. It computes those of the image before its first one too, so many is
+# better, unless there are too few programs for a large GPU: 132 multiprocessors, eight on each.
+_MOST_ROWS = 8
+_ENOUGH_PROGRAMS = 132 * 8
+
+
+def _float_weight(weight: Tensor | None, instead: Tensor) -> Tensor:
+    return instead if weight is None else weight.to(torch.float32).contiguous()
+
+
+@on_the_device_of_the_first
+def upsample_cross_entropy_forward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    align_corners: bool,
+    label_smoothing: float,
+    label_dtype: torch.dtype,
+    return_labels: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, lse ``[N, H, W]``, the sum of weights by which the loss is divided, and the labels
+    ``[N, H, W]`` that the logits predict, ``[0]`` unless asked for."""
+    lse = logits.new_empty(target.shape, dtype=torch.float32)
+    labels = logits.new_empty(target.shape if return_labels else (0,), dtype=label_dtype)
+    p = plan(logits, *target.shape[1:], align_corners)
+    # Losses, weights and wrong labels of every program.
+    programs = p.grid()[0]
+    sums = logits.new_empty((programs, 3), dtype=torch.float64)
+    if programs > 0:
+        wrap_triton(loss_fwd_kernel)[(programs,)](
+            p.logits,
+            target.to(torch.int64).contiguous(),
+            _float_weight(weight, p.logits),
+            lse,
+            labels,
+            sums,
+            *p.sizes,
+            ignore_index,
+            LABEL_SMOOTHING=label_smoothing,
+            WEIGHTED=weight is not None,
+            WITH_LABELS=return_labels,
+            **p.constants,
+        )
+    total, weight_sum, wrong = sums.sum(0).unbind()
+    # Waits for nothing: a wrong label stops the device's later work, as in torch's own loss.
+    torch._assert_async(wrong == 0, _WRONG_LABEL)
+    # Where nothing counts the loss is 0, not 0 / 0.
+    loss = torch.where(weight_sum != 0, total / weight_sum, 0.0)
+    return loss.float(), lse, weight_sum.float(), labels
+
+
+@on_the_device_of_the_first
+def upsample_cross_entropy_backward(
+    scale: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    ignore_index: int,
+    align_corners: bool,
+    label_smoothing: float,
+) -> Tensor:
+    """``scale`` times the gradient of the sum of losses, in memory as logits are."""
+    height, width = target.shape[1:]
+    p = plan(logits, height, width, align_corners)
+    batch, classes, rows, cols = logits.shape
+    grad_logits = empty_map(logits, (batch, classes, rows, cols), p.channels_last)
+    if lse.numel() == 0:
+        return grad_logits.zero_()
+
+    # So many columns of logits that the columns of the image between their neighbours, at both
+    # ends, fill as many rounds as they take.
+    positions, sources = upsampling(width, cols, align_corners)
+    rounds = max((_BACKWARD_COLS + 1) * positions // max(sources, 1) // _BACKWARD_WIDTH, 1)
+    tile_cols = rounds * _BACKWARD_WIDTH * sources // positions - 1
+    tile_cols = int(min(max(tile_cols, 1), _BACKWARD_COLS))
+    tiles = batch * -(-classes // _BACKWARD_CLASSES) * -(-cols // tile_cols)
+    tile_rows = _MOST_ROWS
+    while tile_rows > 1 and tiles * -(-rows // tile_rows) < _ENOUGH_PROGRAMS:
+        tile_rows //= 2
+    constants = {k: v for k, v in p.constants.items() if k not in ("BLOCK_K", "BLOCK_R", "BLOCK_W")}
+    wrap_triton(loss_bwd_kernel)[(tiles * -(-rows // tile_rows),)](
+        scale.to(torch.float32),
+        p.logits,
+        target.to(torch.int64).contiguous(),
+        _float_weight(weight, p.logits),
+        lse,
+        grad_logits,
+        *p.sizes,
+        ignore_index,
+        LABEL_SMOOTHING=label_smoothing,
+        WEIGHTED=weight is not None,
+        TILE_ROWS=tile_rows,
+        TILE_COLS=tile_cols,
+        BLOCK_K=_BACKWARD_CLASSES,
+        BLOCK_COLS=_BACKWARD_COLS,
+        BLOCK_W=_BACKWARD_WIDTH,
+        **constants,
+    )
+    return grad_logits

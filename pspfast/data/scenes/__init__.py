@@ -1,0 +1,1 @@
+"""Drawn scenes, a data set for the demo and for tests."""

@@ -1,0 +1,1 @@
+"""``pspfast demo``. Needs the ``train`` extra."""

@@ -1,0 +1,1 @@
+"""``pspfast eval``. Needs the ``train`` extra."""

@@ -1,0 +1,117 @@
+"""Labelled images: from the data options to checked samples, and from samples to batches."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from pspfast.config import DataConfig
+from pspfast.data import (
+    CLASSES,
+    LABEL_IDS,
+    LabelIds,
+    Taxonomy,
+    check_samples,
+    folder_samples,
+    list_file_samples,
+    published_samples,
+)
+from pspfast.data.datasets import Sample, SeededDataset
+from pspfast.data.sources import Split
+from pspfast.data.usable_samples import UsableSamples
+
+
+def choose_taxonomy(classes: str | int) -> Taxonomy:
+    """A built-in class list by name, or generic names for a number of classes."""
+    if isinstance(classes, int):
+        return Taxonomy.generic(classes)
+    if classes not in CLASSES:
+        raise ValueError(
+            f"data.classes: expected one of {sorted(CLASSES)} or a number, got {classes!r}"
+        )
+    return CLASSES[classes]
+
+
+def choose_label_ids(data: DataConfig, classes: int) -> LabelIds | None:
+    """What the ids in the label files mean; None where they are class ids."""
+    if data.labels == "ids":
+        return None
+    label_ids = LABEL_IDS[data.labels]
+    if label_ids.num_classes != classes:
+        raise ValueError(
+            f"data.labels: {data.labels} is for {label_ids.num_classes} classes, "
+            f"got {classes} of data.classes"
+        )
+    return replace(label_ids, ignore_index=data.ignore_index)
+
+
+def find_samples(data: DataConfig, split: Split, classes: int) -> list[Sample]:
+    """Pairs of image and label files, each opened and checked; empty when the split is not given.
+
+    Training samples are not opened where those that cannot be used are to be skipped.
+
+    Raises:
+        ValueError: a file is broken, sizes differ, a label is no class, or the list is empty.
+        FileNotFoundError: a file is missing.
+    """
+    list_file, images, labels = (
+        getattr(data, f"{split}_{name}") for name in ("list", "images", "labels")
+    )
+    label_ids = choose_label_ids(data, classes)
+    if list_file or images:
+        samples = listed_samples(list_file, images, labels, data.root)
+    elif data.source is None:
+        return []
+    elif data.root is None:
+        raise ValueError(f"data.root: expected the folder of {data.source}, got none")
+    else:
+        samples = published_samples(data.source, data.root, split)
+    if not (split == "train" and data.skip_bad):
+        check_samples(samples, classes, data.ignore_index, sys.stderr.isatty(), label_ids)
+    return samples
+
+
+def listed_samples(
+    list_file: str | None, images: str | None, labels: str | None, root: str | None
+) -> list[Sample]:
+    """Samples of a list file or of two folders, see ``DataConfig``."""
+    if list_file:
+        path = Path(list_file)
+        if root and not path.exists():
+            path = root / path
+        return list_file_samples(path, root)
+    if images and labels:
+        base = Path(root or "")
+        return folder_samples(base / images, base / labels)
+    raise ValueError("expected a list file, or a folder of images and one of labels")
+
+
+def make_loader(
+    dataset: SeededDataset | UsableSamples, batches: list[list[int]], workers: int
+) -> DataLoader[Any]:
+    """Loads the given batches of sample indices, in this order."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_parent,
+        # The loader draws a seed for its workers, which must not come out of the dropout's stream.
+        generator=torch.Generator(),
+    )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    # Ctrl-C, or a kill of the whole process group, reaches the workers too, and the training
+    # process still needs them for its step. Whoever ends a worker on purpose, the loader and then
+    # multiprocessing, sends the signal twice; hence the first one does not count.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    )

@@ -1,0 +1,1 @@
+"""``pspfast predict``. Needs the ``train`` extra."""

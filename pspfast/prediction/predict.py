@@ -1,0 +1,155 @@
+"""Segmentation of images and videos with a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from pspfast.data import EvalTransform, overlay
+from pspfast.labelled_data import choose_label_ids
+from pspfast.model_files import TrainedModel, load_model
+from pspfast.models import PSPNet, optimize_for_inference
+from pspfast.models.multi_scale import SlidingProbabilities
+from pspfast.models.windows import semseg_stride
+from pspfast.prediction.bands import predict_in_bands
+from pspfast.prediction.inputs import (
+    Input,
+    batches_of_one_size,
+    find_inputs,
+    read_pictures,
+)
+from pspfast.prediction.options import PredictConfig
+from pspfast.prediction.outputs import ClassShares, save_pictures
+from pspfast.prediction.video import check_video_support, redraw_video
+
+
+@dataclass
+class Predictions:
+    """What became of the inputs.
+
+    Attributes:
+        shares: of the classes in each.
+        written: the files.
+        failures: what could not be read, each with the file's name and the reason.
+    """
+
+    shares: ClassShares
+    written: list[Path] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+
+
+def predict(options: PredictConfig) -> Predictions:
+    """Segments images and videos and writes what ``options.outputs`` names.
+
+    An input that cannot be read is left out and reported. Files appear complete or not at all, in
+    place of those of an earlier run.
+
+    Raises:
+        ValueError, FileNotFoundError: checkpoint or options are wrong, an input matches no file, or
+            there is a video and no PyAV; before anything is written.
+    """
+    trained = load_model(options.checkpoint)
+    inputs = find_inputs(options.inputs, Path(options.output))
+    images = [source for source in inputs if not source.is_video]
+    videos = [source for source in inputs if source.is_video]
+    for video in videos:
+        check_video_support(video.path)
+    segmenter = _Segmenter(trained.model, options, PartialState().device)
+    predictions = Predictions(ClassShares(trained.taxonomy.names))
+    _predict_images(images, segmenter, trained, options, predictions)
+    for video in videos:
+        _predict_video(video, segmenter, trained, options, predictions)
+    if "shares" in options.outputs:
+        table = Path(options.output) / "shares.csv"
+        predictions.shares.save(table)
+        predictions.written.append(table)
+    return predictions
+
+
+class _Segmenter:
+    """Images of one size ``[3, H, W]``, uint8 on the host, to labels ``[H, W]`` likewise."""
+
+    def __init__(self, model: PSPNet, options: PredictConfig, device: torch.device) -> None:
+        self.device = device
+        self.transform = EvalTransform()
+        self.model = optimize_for_inference(model.to(device))
+        self.windows: SlidingProbabilities | None = None
+        if options.crop_size:
+            self.windows = SlidingProbabilities(
+                model=self.model,
+                crop=options.crop_size,
+                stride=semseg_stride(options.crop_size),
+                window_batch=options.batch_size,
+            )
+
+    def __call__(self, images: Sequence[Tensor]) -> list[NDArray[np.uint8]]:
+        batch = torch.stack([*images])
+        if self.windows is None:
+            labels = self.model.predict(self._prepare(batch)).to(torch.uint8).cpu()
+            return [*labels.numpy()]
+        parts = batch.split(1)
+        return [predict_in_bands(self.windows, part, self._prepare)[0].numpy() for part in parts]
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        return self.transform(images.to(self.device))
+
+
+def _predict_images(
+    images: list[Input],
+    segmenter: _Segmenter,
+    trained: TrainedModel,
+    options: PredictConfig,
+    predictions: Predictions,
+) -> None:
+    label_ids = choose_label_ids(trained.config.data, trained.taxonomy.num_classes)
+    bar = tqdm(images, "predict", unit=" images", disable=None)
+    pictures = read_pictures(bar, predictions.failures)
+    for batch in batches_of_one_size(pictures, options.batch_size):
+        labels = segmenter([picture.image for picture in batch])
+        for picture, ids in zip(batch, labels, strict=True):
+            predictions.shares.add(str(picture.source.path), ids)
+            predictions.written += save_pictures(
+                Path(options.output) / picture.source.name,
+                picture.pixels,
+                ids,
+                trained.taxonomy,
+                options.alpha,
+                options.outputs,
+                label_ids,
+            )
+
+
+def _predict_video(
+    video: Input,
+    segmenter: _Segmenter,
+    trained: TrainedModel,
+    options: PredictConfig,
+    predictions: Predictions,
+) -> None:
+    shares = ClassShares(trained.taxonomy.names)
+
+    def redraw(frames: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        labels = segmenter([torch.from_numpy(frame).permute(2, 0, 1) for frame in frames])
+        for ids in labels:
+            shares.add(str(video.path), ids)
+        pairs = zip(frames, labels, strict=True)
+        return [overlay(frame, ids, trained.taxonomy, options.alpha) for frame, ids in pairs]
+
+    stem = Path(options.output) / video.name
+    target = stem.with_name(f"{stem.name}_overlay.mp4")
+    try:
+        redraw_video(video.path, target, redraw, options.batch_size)
+    except ValueError as error:
+        predictions.failures.append(error)
+        return
+    # A video that broke off counts in no share.
+    predictions.shares.counts |= shares.counts
+    predictions.written.append(target)

@@ -1,0 +1,139 @@
+"""How well a model labels: its confusion matrix over labelled images, and the scores of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.utilities.plot import plot_confusion_matrix
+
+# Numbers of a larger matrix would be too small to read.
+_MOST_NUMBERED_CLASSES = 30
+
+
+class Predictor(Protocol):
+    """What can be scored: a PSPNet, or one that labels at several scales or by windows."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` to labels ``[N, H, W]``."""
+
+
+@dataclass
+class Scores:
+    """Scores of a confusion matrix.
+
+    A class that occurs neither in labels nor in predictions has IoU NaN, one that occurs in no
+    label has accuracy NaN, and the means leave NaN out (as mmseg). A class that is predicted but
+    occurs in no label has IoU 0.
+
+    Args:
+        confusion: pixel counts ``[K, K]``, rows are labels and columns predictions.
+    """
+
+    confusion: Tensor
+
+    @property
+    def iou(self) -> Tensor:
+        """Intersection over union of each class ``[K]``."""
+        counts = self.confusion.double()
+        hits = counts.diagonal()
+        return hits / (counts.sum(0) + counts.sum(1) - hits)
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Share of each class's pixels that were predicted as that class ``[K]``."""
+        counts = self.confusion.double()
+        return counts.diagonal() / counts.sum(1)
+
+    @property
+    def mean_iou(self) -> float:
+        return self.iou.nanmean().item()
+
+    @property
+    def mean_accuracy(self) -> float:
+        return self.accuracy.nanmean().item()
+
+    @property
+    def semseg_mean_iou(self) -> float:
+        """Mean over all K classes, absent ones as 0 (as semseg)."""
+        return self.iou.nan_to_num(0).mean().item()
+
+    @property
+    def semseg_mean_accuracy(self) -> float:
+        """Mean over all K classes, absent ones as 0 (as semseg)."""
+        return self.accuracy.nan_to_num(0).mean().item()
+
+    @property
+    def pixel_accuracy(self) -> float:
+        counts = self.confusion.double()
+        return (counts.diagonal().sum() / counts.sum()).item()
+
+    def summary(self) -> dict[str, float]:
+        """The overall scores by their short names."""
+        return {
+            "mIoU": self.mean_iou,
+            "mAcc": self.mean_accuracy,
+            "mIoU_absent_0": self.semseg_mean_iou,
+            "mAcc_absent_0": self.semseg_mean_accuracy,
+            "pixel_acc": self.pixel_accuracy,
+        }
+
+    def table(self, names: Sequence[str]) -> str:
+        """Markdown table of IoU and accuracy per class, in percent, and the overall scores."""
+        width = max(len("class"), *(len(name) for name in names))
+        lines = [f"| {'class':{width}} |   IoU |   acc |", f"|:{'-' * width}-|------:|------:|"]
+        rows = [*zip(names, self.iou.tolist(), self.accuracy.tolist(), strict=True)]
+        rows.append(("mean", self.mean_iou, self.mean_accuracy))
+        lines += [f"| {name:{width}} | {100 * i:5.1f} | {100 * a:5.1f} |" for name, i, a in rows]
+        return "\n".join([*lines, "", f"pixel accuracy {100 * self.pixel_accuracy:.1f}"])
+
+    def picture(self, names: Sequence[str]) -> Figure:
+        """The confusion matrix, each row as shares of the label's pixels."""
+        counts = self.confusion.double()
+        shares = (counts / counts.sum(1, keepdim=True)).nan_to_num(0)
+        side = 2 + min(0.5 * len(names), 20)
+        figure = Figure(figsize=(side, side), layout="constrained")
+        plot_confusion_matrix(
+            shares.mul(100).round() / 100,
+            figure.subplots(),
+            add_text=len(names) <= _MOST_NUMBERED_CLASSES,
+            labels=list(names),
+        )
+        return figure
+
+
+def make_confusion(
+    classes: int, ignore_index: int, device: torch.device
+) -> MulticlassConfusionMatrix:
+    """Confusion matrix that accumulates on the device and sums over processes in ``compute``."""
+    # Labels are checked before training and evaluation; checking each batch would synchronise.
+    matrix = MulticlassConfusionMatrix(classes, ignore_index=ignore_index, validate_args=False)
+    return matrix.to(device)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Predictor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    confusion: MulticlassConfusionMatrix,
+    device: torch.device,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Scores:
+    """Scores the labels of ``model.predict``, at the images' own size.
+
+    Args:
+        model: the network, left in the mode it was in, or a protocol.
+        batches: images ``[N, 3, H, W]`` and labels ``[N, H, W]``.
+        confusion: empty matrix, see ``make_confusion``.
+        device: where the model is.
+        memory_format: of the images.
+    """
+    for images, labels in batches:
+        images = images.to(device, memory_format=memory_format, non_blocking=True)
+        confusion.update(model.predict(images), labels.to(device, non_blocking=True))
+    return Scores(confusion.compute().cpu())

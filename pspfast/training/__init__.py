@@ -1,0 +1,1 @@
+"""``pspfast train``. Needs the ``train`` extra."""

@@ -1,0 +1,58 @@
+"""What the CUDA launchers launch, without CUDA: they are built on ``emulation/``,
+and what they launch is noted instead of run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tools.machine_code import ROOT, checked, demangled
+
+EMULATION = ROOT / "tools/emulation"
+
+
+@dataclass(frozen=True)
+class CudaLaunch:
+    stem: str
+    kernel: str
+    threads: int
+    shared_bytes: int
+
+
+class _NotedLaunch(ctypes.Structure):
+    """Of record_launches.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("kernel", "threads", "shared_bytes")]
+
+
+@cache
+def _library(stem: str) -> tuple[ctypes.CDLL, dict[int, str]]:
+    """The launchers of ``csrc/cuda/<stem>.cu``, and kernels by their places in the library."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / f"{stem}.so"
+        record = EMULATION / "record_launches.h"
+        # CUDA code reads and writes elements of any type as 16-byte words.
+        flags = ("-std=c++20", "-fno-strict-aliasing", f"-I{EMULATION}", "-DPSPFAST_WITH_CUDA")
+        source = EMULATION / f"{stem}.cpp"
+        compiler = os.environ.get("CXX", "g++")
+        checked(compiler, *flags, "-include", record, "-shared", "-fPIC", source, "-o", library)
+        symbols = [line.split() for line in checked("nm", "--defined-only", library).splitlines()]
+        return ctypes.CDLL(str(library)), {int(at, 16): symbol for at, _, symbol in symbols}
+
+
+def cuda_launches(stem: str, function: str, *args: Any) -> list[CudaLaunch]:
+    """What the launcher, called as ``emulation/<stem>.cpp`` has it, launches; nothing runs."""
+    library, symbols = _library(stem)
+    error = getattr(library, function)(*args)
+    assert error == 0, f"{function}: CUDA error {error}"
+    noted = (_NotedLaunch * 8)()
+    count = library.take_launches(noted, ctypes.c_int64(len(noted)))
+    return [
+        CudaLaunch(stem, demangled(symbols[launch.kernel]), launch.threads, launch.shared_bytes)
+        for launch in noted[:count]
+    ]
