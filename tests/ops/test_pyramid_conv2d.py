@@ -3,10 +3,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from concatenation import concatenation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from op_tester import OpTester, exact_dtype, moved, with_reference
-from test_pyramid_concat import oracle as concat_oracle
 from torch import Tensor
 
 from pspfast.ops import pyramid_conv2d
@@ -23,7 +23,7 @@ def oracle(
     bias: Tensor | None = None,
     levels_first: bool = False,
 ) -> Tensor:
-    maps = concat_oracle(x, priors, bins, align_corners)
+    maps = concatenation(x, priors, bins, align_corners)
     if levels_first:
         maps = maps.roll(-x.shape[1], dims=1)
     return F.conv2d(maps, weight, bias, padding=weight.shape[2] // 2)
