@@ -10,7 +10,17 @@ import sys
 from glob import glob
 from pathlib import Path
 
+import setuptools
 from setuptools import find_packages, setup
+
+# Older ones take the licence in pyproject.toml for an error, in sixty lines.
+LEAST_SETUPTOOLS = 77
+if int(setuptools.__version__.split(".")[0]) < LEAST_SETUPTOOLS:
+    sys.exit(
+        f"pspfast: building needs setuptools {LEAST_SETUPTOOLS} or newer, got "
+        f"{setuptools.__version__}: run `pip install 'setuptools>={LEAST_SETUPTOOLS}'`, or "
+        "`pip install .` without --no-build-isolation."
+    )
 
 try:
     import torch

@@ -2,6 +2,10 @@
 
 from importlib.metadata import version
 
+from pspfast._source_folder import built_path
+
+__path__ = built_path(__path__)
+
 from pspfast import ops
 from pspfast.backends import backend
 from pspfast.models import PSPNet, optimize_for_inference

@@ -97,6 +97,18 @@ def test_unknown_kind_of_build() -> None:
     )
 
 
+def test_setuptools_too_old(tmp_path: Path) -> None:
+    """That of Python 3.11's venv, which --no-build-isolation takes."""
+    (tmp_path / "setuptools.py").write_text(
+        "__version__ = '65.5.0'\nfind_packages = setup = None\n"
+    )
+    output = setup(ROOT, "--version", check=False, PYTHONPATH=str(tmp_path))
+    assert output == (
+        "pspfast: building needs setuptools 77 or newer, got 65.5.0: run "
+        "`pip install 'setuptools>=77'`, or `pip install .` without --no-build-isolation.\n"
+    )
+
+
 def test_missing_compiler() -> None:
     output = setup(ROOT, "build_ext", check=False, PSPFAST_BUILD="cpu", CXX="/none/c++")
     assert "needs a C++20 compiler, and /none/c++ was not found: install g++" in output
