@@ -163,8 +163,8 @@ def _run(command: str, options: Namespace) -> None:
         from pspfast.evaluation.evaluate import evaluate_files
         from pspfast.evaluation.options import EvalConfig
 
-        scores, taxonomy = evaluate_files(EvalConfig(**vars(options)))
-        PartialState().print(scores.table(taxonomy.names))
+        scores, class_list = evaluate_files(EvalConfig(**vars(options)))
+        PartialState().print(scores.table(class_list.names))
     elif command == "predict":
         from pspfast.prediction.options import PredictConfig
         from pspfast.prediction.predict import predict

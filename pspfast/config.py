@@ -116,17 +116,10 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         self.crop_size = (self.crop_size[0], self.crop_size[1])
         self.scale = (self.scale[0], self.scale[1])
-        at_least("augment.crop_size", min(self.crop_size), 1)
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(
-                f"augment.scale: expected 0 < smallest <= largest, got {list(self.scale)}"
-            )
-        at_least("augment.rotate", self.rotate, 0)
-        for name in ("blur", "flip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"augment.{name}: expected a probability, got {getattr(self, name)}"
-                )
+        # Its import takes seconds, which --help should not.
+        from pspfast.data.transforms import check_augmentation
+
+        check_augmentation("augment.", **vars(self))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pspfast.data import (
     CLASSES,
     LABEL_IDS,
     LabelIds,
-    Taxonomy,
+    ClassList,
     check_samples,
     folder_samples,
     list_file_samples,
@@ -27,10 +27,10 @@ from pspfast.data.sources import Split
 from pspfast.data.usable_samples import UsableSamples
 
 
-def choose_taxonomy(classes: str | int) -> Taxonomy:
+def choose_class_list(classes: str | int) -> ClassList:
     """A built-in class list by name, or generic names for a number of classes."""
     if isinstance(classes, int):
-        return Taxonomy.generic(classes)
+        return ClassList.generic(classes)
     if classes not in CLASSES:
         raise ValueError(
             f"data.classes: expected one of {sorted(CLASSES)} or a number, got {classes!r}"

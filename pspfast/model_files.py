@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pspfast.config import Config
-from pspfast.data import Taxonomy
+from pspfast.data import ClassList
 from pspfast.files import read_tensors, write_tensors
 from pspfast.models import PSPNet
 
@@ -21,7 +21,7 @@ class TrainedModel:
 
     model: PSPNet
     config: Config
-    taxonomy: Taxonomy
+    class_list: ClassList
 
 
 def build_model(config: Config, classes: int) -> PSPNet:
@@ -40,13 +40,13 @@ def build_model(config: Config, classes: int) -> PSPNet:
     )
 
 
-def describe_taxonomy(taxonomy: Taxonomy) -> dict[str, Any]:
+def describe_class_list(class_list: ClassList) -> dict[str, Any]:
     """Plain lists, as a JSON file gives them back."""
-    return json.loads(json.dumps(asdict(taxonomy)))
+    return json.loads(json.dumps(asdict(class_list)))
 
 
 def save_weights(
-    path: Path, weights: dict[str, Tensor], config: Config, taxonomy: Taxonomy, note: dict[str, Any]
+    path: Path, weights: dict[str, Tensor], config: Config, class_list: ClassList, note: dict[str, Any]
 ) -> None:
     """Writes a safetensors file from which ``load_model`` rebuilds the model by itself.
 
@@ -54,10 +54,10 @@ def save_weights(
         path: file to write.
         weights: state_dict of the PSPNet.
         config: options of the run.
-        taxonomy: the classes.
+        class_list: the classes.
         note: what else to keep, such as iteration and scores.
     """
-    header = {"config": config.to_dict(), "taxonomy": describe_taxonomy(taxonomy), **note}
+    header = {"config": config.to_dict(), "taxonomy": describe_class_list(class_list), **note}
     write_tensors(path, weights, header)
 
 
@@ -79,10 +79,10 @@ def load_model(path: str | Path) -> TrainedModel:
     config = Config.from_dict(header["config"])
     config.model.pretrained = None
     names, palette = header["taxonomy"]["names"], header["taxonomy"]["palette"]
-    taxonomy = Taxonomy(tuple(names), tuple((r, g, b) for r, g, b in palette))
+    class_list = ClassList(tuple(names), tuple((r, g, b) for r, g, b in palette))
     model = build_model(config, len(names))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit the configuration: {error}") from error
-    return TrainedModel(model.eval(), config, taxonomy)
+    return TrainedModel(model.eval(), config, class_list)

@@ -1,7 +1,7 @@
 """Datasets, augmentation, class names and palettes. Needs the `train` extra."""
 
 from pspfast.data.checks import check_samples
-from pspfast.data.classes import CLASSES, Taxonomy, colorize, overlay
+from pspfast.data.classes import CLASSES, ClassList, colorize, overlay
 from pspfast.data.datasets import (
     SegmentationDataset,
     folder_samples,
@@ -23,7 +23,7 @@ __all__ = [
     "LabelIds",
     "SceneDataset",
     "SegmentationDataset",
-    "Taxonomy",
+    "ClassList",
     "TrainTransform",
     "check_samples",
     "colorize",

@@ -12,7 +12,7 @@ Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Taxonomy:
+class ClassList:
     """The classes of a dataset; class id i is called `names[i]` and drawn in `palette[i]`.
 
     Attributes:
@@ -26,7 +26,7 @@ class Taxonomy:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.palette):
             raise ValueError(
-                f"Taxonomy: palette must have one colour for each of the {len(self.names)} names, "
+                f"ClassList: palette must have one colour for each of the {len(self.names)} names, "
                 f"got {len(self.palette)}"
             )
 
@@ -35,7 +35,7 @@ class Taxonomy:
         return len(self.names)
 
     @classmethod
-    def generic(cls, num_classes: int) -> "Taxonomy":
+    def generic(cls, num_classes: int) -> "ClassList":
         """Numbered names and distinct colours, for data that brings no names of its own.
 
         Raises:
@@ -43,7 +43,7 @@ class Taxonomy:
         """
         if not 1 <= num_classes <= 255:
             raise ValueError(
-                f"Taxonomy.generic: num_classes must be from 1 to 255, got {num_classes}"
+                f"ClassList.generic: num_classes must be from 1 to 255, got {num_classes}"
             )
         return cls(
             tuple(f"class_{i}" for i in range(num_classes)),
@@ -63,17 +63,17 @@ def _voc_colour(entry: int) -> Colour:
     )  # type: ignore[return-value]
 
 
-def _ade20k() -> Taxonomy:
+def _ade20k() -> ClassList:
     text = (files("pspfast.data") / "ade20k.yaml").read_text(encoding="utf-8")
     colours: dict[str, list[int]] = yaml.safe_load(text)
-    return Taxonomy(tuple(colours), tuple((r, g, b) for r, g, b in colours.values()))
+    return ClassList(tuple(colours), tuple((r, g, b) for r, g, b in colours.values()))
 
 
-def _cityscapes() -> Taxonomy:
+def _cityscapes() -> ClassList:
     trained = sorted(
         (c.train_id, c.name, c.color) for c in Cityscapes.classes if 0 <= c.train_id < 255
     )
-    return Taxonomy(tuple(name for _, name, _ in trained), tuple(colour for *_, colour in trained))
+    return ClassList(tuple(name for _, name, _ in trained), tuple(colour for *_, colour in trained))
 
 
 _VOC2012 = (
@@ -82,13 +82,13 @@ _VOC2012 = (
     *("sheep", "sofa", "train", "tvmonitor"),
 )
 
-CLASSES: dict[str, Taxonomy] = {
+CLASSES: dict[str, ClassList] = {
     "ade20k": _ade20k(),
-    "voc2012": Taxonomy(_VOC2012, tuple(_voc_colour(i) for i in range(len(_VOC2012)))),
+    "voc2012": ClassList(_VOC2012, tuple(_voc_colour(i) for i in range(len(_VOC2012)))),
     "cityscapes": _cityscapes(),
     # Ids as in the 11-class label maps of the SegNet tutorial. Class lists that travel with copies
     # of them may be in another order.
-    "camvid": Taxonomy(
+    "camvid": ClassList(
         names=(
             "sky",
             "building",
@@ -116,7 +116,7 @@ CLASSES: dict[str, Taxonomy] = {
             (0, 128, 192),
         ),
     ),
-    "scenes": Taxonomy(
+    "scenes": ClassList(
         names=("sky", "mountain", "grass", "water", "road", "house", "tree", "car", "boat"),
         palette=(
             (135, 196, 235),
@@ -133,31 +133,31 @@ CLASSES: dict[str, Taxonomy] = {
 }
 
 
-def colorize(labels: ArrayLike, taxonomy: Taxonomy) -> NDArray[np.uint8]:
+def colorize(labels: ArrayLike, class_list: ClassList) -> NDArray[np.uint8]:
     """Draw a label map in the colours of its classes.
 
     Args:
         labels: `[H, W]` class ids, an array or a tensor on the CPU.
-        taxonomy: gives the colours.
+        class_list: gives the colours.
 
     Returns:
         `[H, W, 3]` RGB. Every id that is no class, such as the ignore value, is black.
     """
     ids = np.asarray(labels)
-    palette = np.zeros((taxonomy.num_classes + 1, 3), np.uint8)
-    palette[:-1] = taxonomy.palette
-    return palette[np.where(_is_class(ids, taxonomy), ids, taxonomy.num_classes)]
+    palette = np.zeros((class_list.num_classes + 1, 3), np.uint8)
+    palette[:-1] = class_list.palette
+    return palette[np.where(_is_class(ids, class_list), ids, class_list.num_classes)]
 
 
 def overlay(
-    image: ArrayLike, labels: ArrayLike, taxonomy: Taxonomy, alpha: float = 0.5
+    image: ArrayLike, labels: ArrayLike, class_list: ClassList, alpha: float = 0.5
 ) -> NDArray[np.uint8]:
     """Blend the colours of a label map into its image.
 
     Args:
         image: `[H, W, 3]` RGB, 0 to 255: a Pillow image, an array or a tensor on the CPU.
         labels: `[H, W]` class ids. Ids that are no class leave their pixel as it is.
-        taxonomy: gives the colours.
+        class_list: gives the colours.
         alpha: weight of the colours, 0 (image only) to 1 (colours only).
 
     Returns:
@@ -172,9 +172,9 @@ def overlay(
             f"overlay: image must have the labels' size and three channels, "
             f"{(*ids.shape, 3)}, got {pixels.shape}"
         )
-    weight = alpha * _is_class(ids, taxonomy)[..., None]
-    return np.rint(pixels * (1 - weight) + colorize(ids, taxonomy) * weight).astype(np.uint8)
+    weight = alpha * _is_class(ids, class_list)[..., None]
+    return np.rint(pixels * (1 - weight) + colorize(ids, class_list) * weight).astype(np.uint8)
 
 
-def _is_class(ids: NDArray, taxonomy: Taxonomy) -> NDArray[np.bool_]:
-    return (ids >= 0) & (ids < taxonomy.num_classes)
+def _is_class(ids: NDArray, class_list: ClassList) -> NDArray[np.bool_]:
+    return (ids >= 0) & (ids < class_list.num_classes)

@@ -117,15 +117,7 @@ class TrainTransform(_Normalized):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(mean, std, ignore_index)
-        for name, value, valid, expected in (
-            ("crop_size", crop_size, min(crop_size) >= 1, "two positive sizes"),
-            ("scale", scale, 0 < scale[0] <= scale[1], "0 < smallest <= largest"),
-            ("rotate", rotate, 0 <= rotate <= 90, "an angle from 0 to 90"),
-            ("blur", blur, 0 <= blur <= 1, "a probability"),
-            ("flip", flip, 0 <= flip <= 1, "a probability"),
-        ):
-            if not valid:
-                raise ValueError(f"TrainTransform: {name} must be {expected}, got {value}")
+        check_augmentation("TrainTransform: ", crop_size, scale, rotate, blur, flip)
         self.crop_size, self.scale, self.rotate = crop_size, scale, rotate
         self.blur, self.flip = blur, flip
 
@@ -201,6 +193,32 @@ class TrainTransform(_Normalized):
         top, left = missing[0] // 2, missing[1] // 2
         padding = [left, top, missing[1] - left, missing[0] - top]
         return F.pad(inpt, padding, fill=self._fill(inpt))
+
+
+def check_augmentation(
+    owner: str,
+    crop_size: tuple[int, int],
+    scale: tuple[float, float],
+    rotate: float,
+    blur: float,
+    flip: float,
+) -> None:
+    """Raises ValueError where ``TrainTransform`` cannot have one of its arguments.
+
+    Args:
+        owner: what stands before the argument's name in the message.
+        crop_size: and the others, as of ``TrainTransform``.
+    """
+    for name, value, valid, expected in (
+        ("crop_size", crop_size, min(crop_size) >= 1, "sizes of at least 1"),
+        ("scale", scale, 0 < scale[0] <= scale[1], "0 < smallest <= largest"),
+        ("rotate", rotate, 0 <= rotate <= 90, "an angle of 0 to 90 degrees"),
+        ("blur", blur, 0 <= blur <= 1, "a probability"),
+        ("flip", flip, 0 <= flip <= 1, "a probability"),
+    ):
+        if not valid:
+            got = [*value] if isinstance(value, tuple) else value
+            raise ValueError(f"{owner}{name}: expected {expected}, got {got}")
 
 
 def _crop_span(full: int, crop: int, draw: float) -> Span:

@@ -51,7 +51,7 @@ def demo(options: DemoConfig) -> Scores:
     _save_scenes(folder, trainer, val_set)
     _save_curve(folder / "curve.png", folder / "run")
     print(
-        f"\n{scores.table(trainer.taxonomy.names)}\n"
+        f"\n{scores.table(trainer.class_list.names)}\n"
         f"mIoU {scores.mean_iou:.3f} on {_VAL_SCENES} scenes that were not in training\n\n"
         f"{folder / 'scenes.png'}: image, truth, prediction and overlay of {_SHOWN} of them\n"
         f"{folder / 'curve.png'}: the training curve\n"
@@ -86,18 +86,18 @@ def demo_config(options: DemoConfig) -> Config:
 
 
 def _save_scenes(folder: Path, trainer: Trainer, scenes: SceneDataset) -> None:
-    taxonomy = trainer.taxonomy
+    class_list = trainer.class_list
     figure = Figure(figsize=(10, 2 * _SHOWN + 0.6), layout="constrained")
     rows = figure.subplots(_SHOWN, 4, squeeze=False)
     for index, axes in enumerate(rows):
         pixels, labels, predicted = trainer.segment(scenes, index)
         stem = folder / f"scene-{index}"
-        save_pictures(stem, pixels, predicted, taxonomy)
+        save_pictures(stem, pixels, predicted, class_list)
         pictures = {
             "image": pixels,
-            "truth": colorize(labels, taxonomy),
-            "prediction": colorize(predicted, taxonomy),
-            "overlay": overlay(pixels, predicted, taxonomy),
+            "truth": colorize(labels, class_list),
+            "prediction": colorize(predicted, class_list),
+            "overlay": overlay(pixels, predicted, class_list),
         }
         for name in ("image", "truth"):
             Image.fromarray(pictures[name]).save(f"{stem}_{name}.png")
@@ -108,7 +108,7 @@ def _save_scenes(folder: Path, trainer: Trainer, scenes: SceneDataset) -> None:
                 axis.set_title(name)
     patches = [
         Patch(color="#{:02x}{:02x}{:02x}".format(*colour), label=name)
-        for name, colour in zip(taxonomy.names, taxonomy.palette, strict=True)
+        for name, colour in zip(class_list.names, class_list.palette, strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8)
     figure.savefig(folder / "scenes.png", dpi=100)

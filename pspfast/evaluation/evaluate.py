@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pspfast import __version__
-from pspfast.data import EvalTransform, SegmentationDataset, Taxonomy
+from pspfast.data import EvalTransform, SegmentationDataset, ClassList
 from pspfast.data.usable_samples import UsableSamples
 from pspfast.distributed import bar_disabled, make_accelerator
 from pspfast.evaluation.options import EvalConfig
@@ -29,7 +29,7 @@ from pspfast.scores import Predictor, Scores, evaluate, make_confusion
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def evaluate_files(options: EvalConfig) -> tuple[Scores, Taxonomy]:
+def evaluate_files(options: EvalConfig) -> tuple[Scores, ClassList]:
     """Scores a trained model on labelled images, and writes the files of ``options.output``.
 
     Several processes share the images, and all get the scores of all of them.
@@ -43,7 +43,7 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, Taxonomy]:
         OSError: ``options.output`` cannot be a folder; likewise.
     """
     trained = load_model(options.checkpoint)
-    classes, ignore_index = trained.taxonomy.num_classes, trained.config.data.ignore_index
+    classes, ignore_index = trained.class_list.num_classes, trained.config.data.ignore_index
     data = replace(
         trained.config.data,
         val_list=options.list,
@@ -67,8 +67,8 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, Taxonomy]:
     bar = tqdm(loader, desc="evaluate", unit=" images", disable=bar_disabled(accelerator))
     scores = evaluate(protocol, _usable(bar), make_confusion(classes, ignore_index, device), device)
     if options.output and accelerator.is_main_process:
-        save_scores(options.output, scores, trained.taxonomy, options, device)
-    return scores, trained.taxonomy
+        save_scores(options.output, scores, trained.class_list, options, device)
+    return scores, trained.class_list
 
 
 def _usable(
@@ -114,7 +114,7 @@ def make_protocol(model: PSPNet, options: EvalConfig, crop_size: Size) -> Predic
 def save_scores(
     folder: str | Path,
     scores: Scores,
-    taxonomy: Taxonomy,
+    class_list: ClassList,
     options: EvalConfig,
     device: torch.device,
 ) -> None:
@@ -126,7 +126,7 @@ def save_scores(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     per_class = zip(
-        taxonomy.names,
+        class_list.names,
         scores.iou.tolist(),
         scores.accuracy.tolist(),
         scores.confusion.sum(1).tolist(),
@@ -147,7 +147,7 @@ def save_scores(
     with atomic_open(folder / "scores.json") as file:
         file.write(text.encode())
     with atomic_open(folder / "confusion.png") as file:
-        scores.picture(taxonomy.names).savefig(file, format="png", dpi=100)
+        scores.picture(class_list.names).savefig(file, format="png", dpi=100)
 
 
 def _or_null(score: float) -> float | None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from pspfast.data import LabelIds, Taxonomy, colorize, overlay
+from pspfast.data import LabelIds, ClassList, colorize, overlay
 from pspfast.files import atomic_open
 
 PICTURES = ("labels", "color", "overlay")
@@ -21,7 +21,7 @@ def save_pictures(
     stem: Path,
     pixels: NDArray[np.uint8],
     labels: ArrayLike,
-    taxonomy: Taxonomy,
+    class_list: ClassList,
     alpha: float = 0.5,
     kinds: Sequence[str] = PICTURES,
     label_ids: LabelIds | None = None,
@@ -34,7 +34,7 @@ def save_pictures(
         stem: path without the endings; its folder is made if there is none.
         pixels: image ``[H, W, 3]`` in uint8.
         labels: classes ``[H, W]``, an array or a tensor on the CPU.
-        taxonomy: gives the colours.
+        class_list: gives the colours.
         alpha: weight of the colours in the overlay.
         kinds: those of ``PICTURES`` that are written; others are passed over.
         label_ids: gives the ids in the label file; None for class ids.
@@ -43,9 +43,9 @@ def save_pictures(
         The files.
     """
     draw = {
-        "labels": lambda: _indexed(labels, taxonomy, label_ids),
-        "color": lambda: Image.fromarray(colorize(labels, taxonomy)),
-        "overlay": lambda: Image.fromarray(overlay(pixels, labels, taxonomy, alpha)),
+        "labels": lambda: _indexed(labels, class_list, label_ids),
+        "color": lambda: Image.fromarray(colorize(labels, class_list)),
+        "overlay": lambda: Image.fromarray(overlay(pixels, labels, class_list, alpha)),
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
@@ -57,13 +57,13 @@ def save_pictures(
     return written
 
 
-def _indexed(labels: ArrayLike, taxonomy: Taxonomy, label_ids: LabelIds | None) -> Image.Image:
-    file_ids = np.arange(taxonomy.num_classes, dtype=np.uint8)
+def _indexed(labels: ArrayLike, class_list: ClassList, label_ids: LabelIds | None) -> Image.Image:
+    file_ids = np.arange(class_list.num_classes, dtype=np.uint8)
     if label_ids is not None:
         file_ids = label_ids.to_file_ids(file_ids)
     # With a palette of at most 16 colours Pillow would write fewer bits than 8.
     palette = np.zeros((256, 3), np.uint8)
-    palette[file_ids] = taxonomy.palette
+    palette[file_ids] = class_list.palette
     picture = Image.fromarray(file_ids[np.asarray(labels)])
     picture.putpalette(palette.tobytes())
     return picture

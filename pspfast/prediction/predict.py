@@ -63,7 +63,7 @@ def predict(options: PredictConfig) -> Predictions:
     for video in videos:
         check_video_support(video.path)
     segmenter = _Segmenter(trained.model, options, PartialState().device)
-    predictions = Predictions(ClassShares(trained.taxonomy.names))
+    predictions = Predictions(ClassShares(trained.class_list.names))
     _predict_images(images, segmenter, trained, options, predictions)
     for video in videos:
         _predict_video(video, segmenter, trained, options, predictions)
@@ -109,7 +109,7 @@ def _predict_images(
     options: PredictConfig,
     predictions: Predictions,
 ) -> None:
-    label_ids = choose_label_ids(trained.config.data, trained.taxonomy.num_classes)
+    label_ids = choose_label_ids(trained.config.data, trained.class_list.num_classes)
     bar = tqdm(images, "predict", unit=" images", disable=None)
     pictures = read_pictures(bar, predictions.failures)
     for batch in batches_of_one_size(pictures, options.batch_size):
@@ -120,7 +120,7 @@ def _predict_images(
                 Path(options.output) / picture.source.name,
                 picture.pixels,
                 ids,
-                trained.taxonomy,
+                trained.class_list,
                 options.alpha,
                 options.outputs,
                 label_ids,
@@ -134,14 +134,14 @@ def _predict_video(
     options: PredictConfig,
     predictions: Predictions,
 ) -> None:
-    shares = ClassShares(trained.taxonomy.names)
+    shares = ClassShares(trained.class_list.names)
 
     def redraw(frames: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         labels = segmenter([torch.from_numpy(frame).permute(2, 0, 1) for frame in frames])
         for ids in labels:
             shares.add(str(video.path), ids)
         pairs = zip(frames, labels, strict=True)
-        return [overlay(frame, ids, trained.taxonomy, options.alpha) for frame, ids in pairs]
+        return [overlay(frame, ids, trained.class_list, options.alpha) for frame, ids in pairs]
 
     stem = Path(options.output) / video.name
     target = stem.with_name(f"{stem.name}_overlay.mp4")

@@ -26,6 +26,9 @@ class TrainingInterrupted(KeyboardInterrupt):
 class StopRequest:
     """Context in which the first SIGINT or SIGTERM sets ``requested`` and the second interrupts."""
 
+    def __init__(self) -> None:
+        self.requested = False
+
     def __enter__(self) -> StopRequest:
         self.requested = False
         self._previous: dict[int, Any] = {

@@ -14,9 +14,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pspfast.config import Config
-from pspfast.data import Taxonomy
+from pspfast.data import ClassList
 from pspfast.distributed import on_main
-from pspfast.model_files import build_model, describe_taxonomy
+from pspfast.model_files import build_model, describe_class_list
 from pspfast.models import PSPNet
 from pspfast.training.activation_checkpointing import (
     checkpoint_activations,
@@ -42,7 +42,7 @@ class RunState:
 
     Args:
         config: all options.
-        taxonomy: the classes.
+        class_list: the classes.
         accelerator: places the model.
         steps: steps per epoch.
 
@@ -52,10 +52,10 @@ class RunState:
     """
 
     def __init__(
-        self, config: Config, taxonomy: Taxonomy, accelerator: Accelerator, steps: int
+        self, config: Config, class_list: ClassList, accelerator: Accelerator, steps: int
     ) -> None:
         options = config.train
-        self.config, self.taxonomy, self.accelerator = config, taxonomy, accelerator
+        self.config, self.class_list, self.accelerator = config, class_list, accelerator
         self.steps = steps
         self.epoch = self.step = 0
         self.best_mean_iou: float | None = None
@@ -69,7 +69,7 @@ class RunState:
 
         # One seed for the weights of all processes, then one for each process's dropout.
         set_seed(options.seed)
-        model = build_model(config, taxonomy.num_classes)
+        model = build_model(config, class_list.num_classes)
         set_seed(options.seed, device_specific=True)
         self.bare_model = _prepare(model, config, accelerator)
         optimizer = make_optimizer(self.bare_model, options)
@@ -133,7 +133,7 @@ class RunState:
             "record": self.record,
             "best_mIoU": self.best_mean_iou,
             "config": self.config.to_dict(),
-            "taxonomy": describe_taxonomy(self.taxonomy),
+            "taxonomy": describe_class_list(self.class_list),
         }
         keep_multiple = options.keep_every * self.steps
         on_main(
@@ -146,7 +146,7 @@ class RunState:
         state = load_checkpoint(path)
         here = {
             "model": self.config.to_dict()["model"],
-            "classes": describe_taxonomy(self.taxonomy),
+            "classes": describe_class_list(self.class_list),
             "steps per epoch": self.steps,
         }
         there = state["config"]["model"], state["taxonomy"], state["steps_per_epoch"]

@@ -13,10 +13,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from pspfast.config import Config
-from pspfast.data import Taxonomy, colorize
+from pspfast.data import ClassList, colorize
 from pspfast.data.datasets import SeededDataset
 from pspfast.distributed import any_stops, bar_disabled, make_accelerator, on_main
-from pspfast.labelled_data import choose_taxonomy
+from pspfast.labelled_data import choose_class_list
 from pspfast.model_files import save_weights
 from pspfast.scores import Scores, evaluate, make_confusion
 from pspfast.training.batches import BatchLoader
@@ -44,10 +44,10 @@ def train(config: Config) -> Scores | None:
         OSError: a file cannot be written; names it.
         TrainingInterrupted: a signal stopped it.
     """
-    taxonomy = choose_taxonomy(config.data.classes)
-    train_set = make_train_set(config, taxonomy.num_classes)
-    val_set = make_val_set(config.data, taxonomy.num_classes)
-    trainer = Trainer(config, train_set, val_set, taxonomy)
+    class_list = choose_class_list(config.data.classes)
+    train_set = make_train_set(config, class_list.num_classes)
+    val_set = make_val_set(config.data, class_list.num_classes)
+    trainer = Trainer(config, train_set, val_set, class_list)
     scores = trainer.fit()
     trainer.accelerator.print(f"weights, log and TensorBoard events are in {trainer.folder}")
     return scores
@@ -61,7 +61,7 @@ class Trainer:
             ``skip_bad`` count.
         train_set: items of one size.
         val_set: items of any size, or None.
-        taxonomy: the classes.
+        class_list: the classes.
     """
 
     def __init__(
@@ -69,18 +69,19 @@ class Trainer:
         config: Config,
         train_set: SeededDataset,
         val_set: SeededDataset | None,
-        taxonomy: Taxonomy,
+        class_list: ClassList,
     ) -> None:
         options = config.train
-        self.config, self.taxonomy = config, taxonomy
+        self.config, self.class_list = config, class_list
         self.train_set, self.val_set = train_set, val_set
         self.folder = Path(options.output)
         self.accelerator = make_accelerator(options.precision)
         self.device = self.accelerator.device
         self.batches = BatchLoader(config, self.accelerator, self._agree)
         steps = steps_per_epoch(train_set, options, self.accelerator.num_processes)
-        self.state = RunState(config, taxonomy, self.accelerator, steps)
+        self.state = RunState(config, class_list, self.accelerator, steps)
         self.log: RunLog | None = None
+        self.stop = StopRequest()
 
     def fit(self) -> Scores | None:
         """Trains to the last epoch; see ``train``."""
@@ -97,7 +98,7 @@ class Trainer:
             smoothing=0.05,
             disable=bar_disabled(self.accelerator),
         )
-        with bar, StopRequest() as self.stop:
+        with bar, self.stop:
             try:
                 while state.epoch < options.epochs:
                     self._agree()
@@ -209,17 +210,17 @@ class Trainer:
         path, weights = self.folder / f"{name}.safetensors", self.state.weights()
         on_main(
             self.accelerator,
-            lambda: save_weights(path, weights, self.config, self.taxonomy, {"record": record}),
+            lambda: save_weights(path, weights, self.config, self.class_list, {"record": record}),
         )
 
     def _picture(self, val_set: SeededDataset, index: int) -> np.ndarray:
         """Image, labels and prediction side by side ``[h, 3w, 3]``."""
         pixels, *maps = self.segment(val_set, index)
-        return np.hstack([pixels, *(colorize(ids, self.taxonomy) for ids in maps)])
+        return np.hstack([pixels, *(colorize(ids, self.class_list) for ids in maps)])
 
     def _confusion(self) -> MulticlassConfusionMatrix:
         ignore_index = self.config.data.ignore_index
-        return make_confusion(self.taxonomy.num_classes, ignore_index, self.device)
+        return make_confusion(self.class_list.num_classes, ignore_index, self.device)
 
     def _agree(self, problem: str = "") -> None:
         """Stops all processes where one was told to, or has a problem."""

@@ -176,7 +176,7 @@ def test_run_of_a_recipe_learns_train_ids(cityscapes: Path, tmp_path: Path) -> N
     main([*args, "--train.output", str(run)])
     for path in (run / "final.safetensors", next(run.glob("checkpoint-*.safetensors"))):
         trained = load_model(path)
-        assert trained.taxonomy == CLASSES["cityscapes"]
+        assert trained.class_list == CLASSES["cityscapes"]
         assert trained.config.data.labels == "cityscapes_ids"
 
 

@@ -40,10 +40,10 @@ def test_ade20k_ids_are_shifted():
     assert classes.tolist() == [255, *range(150)]
 
 
-@pytest.mark.parametrize(("name", "taxonomy"), [("ade20k",) * 2, ("cityscapes_ids", "cityscapes")])
-def test_the_way_back_is_the_inverse(name, taxonomy):
+@pytest.mark.parametrize(("name", "class_list"), [("ade20k",) * 2, ("cityscapes_ids", "cityscapes")])
+def test_the_way_back_is_the_inverse(name, class_list):
     label_ids = LABEL_IDS[name]
-    assert label_ids.num_classes == CLASSES[taxonomy].num_classes
+    assert label_ids.num_classes == CLASSES[class_list].num_classes
     classes = torch.arange(label_ids.num_classes).reshape(1, -1)
     file_ids = label_ids.to_file_ids(classes)
     assert file_ids.dtype == np.uint8

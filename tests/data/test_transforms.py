@@ -209,12 +209,12 @@ def test_draws_are_as_many_whatever_they_decide(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop_size": (0, 5)}, r"crop_size must be two positive sizes, got \(0, 5\)"),
-        ({"scale": (2.0, 0.5)}, "scale must be 0 < smallest <= largest"),
-        ({"scale": (0.0, 0.5)}, "scale must be"),
-        ({"rotate": -1.0}, "rotate must be an angle from 0 to 90, got -1.0"),
-        ({"blur": 1.5}, "blur must be a probability, got 1.5"),
-        ({"flip": -0.5}, "flip must be a probability"),
+        ({"crop_size": (0, 5)}, r"crop_size: expected sizes of at least 1, got \[0, 5\]"),
+        ({"scale": (2.0, 0.5)}, "scale: expected 0 < smallest <= largest"),
+        ({"scale": (0.0, 0.5)}, "scale: expected"),
+        ({"rotate": -1.0}, "rotate: expected an angle of 0 to 90 degrees, got -1.0"),
+        ({"blur": 1.5}, "blur: expected a probability, got 1.5"),
+        ({"flip": -0.5}, "flip: expected a probability"),
         ({"ignore_index": -100}, "ignore_index must be a value of an 8-bit label map.*-100"),
     ],
 )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pspfast.cli import main
 from pspfast.config import Config
-from pspfast.data import EvalTransform, SegmentationDataset, Taxonomy, list_file_samples
+from pspfast.data import EvalTransform, SegmentationDataset, ClassList, list_file_samples
 from pspfast.evaluation import evaluate as evaluation
 from pspfast.evaluation.evaluate import evaluate_files, save_scores
 from pspfast.evaluation.options import EvalConfig
@@ -99,7 +99,7 @@ def test_eval_agrees_with_the_files_of_predict(
         if by_folder
         else {"list": str(data_root / "train.txt")}
     )
-    scores, taxonomy = evaluate_files(EvalConfig(checkpoint, workers=0, **where))
+    scores, class_list = evaluate_files(EvalConfig(checkpoint, workers=0, **where))
     predict(PredictConfig([str(i) for i in images], checkpoint, str(tmp_path)))
     pairs = [
         (
@@ -109,7 +109,7 @@ def test_eval_agrees_with_the_files_of_predict(
         for image in images
     ]
     expected = numpy_scores(pairs, 3)
-    assert taxonomy.num_classes == 3
+    assert class_list.num_classes == 3
     np.testing.assert_allclose(scores.iou, expected["iou"])
     assert scores.pixel_accuracy == pytest.approx(expected["pixel_accuracy"])
 
@@ -140,7 +140,7 @@ def undecided(config: Config, data_root: Path, tmp_path: Path) -> Path:
         model.cls[-1].weight.normal_(std=3)
         model.cls[-1].bias -= model(image[None]).mean((0, 2, 3))
     path = tmp_path / "undecided.safetensors"
-    save_weights(path, model.state_dict(), config, Taxonomy.generic(3), {})
+    save_weights(path, model.state_dict(), config, ClassList.generic(3), {})
     return path
 
 
@@ -187,7 +187,7 @@ def test_output(
 
 def test_absent_classes_are_null(tmp_path: Path) -> None:
     scores = Scores(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 0, 0]]))
-    save_scores(tmp_path, scores, Taxonomy.generic(3), EvalConfig("c", list="l"), CPU)
+    save_scores(tmp_path, scores, ClassList.generic(3), EvalConfig("c", list="l"), CPU)
     saved = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
     assert [one["IoU"] for one in saved["classes"].values()] == [0.75, 0, None]
     assert [one["acc"] for one in saved["classes"].values()] == [0.75, None, None]

@@ -12,7 +12,7 @@ from PIL import Image
 from pspfast import backend
 from pspfast.cli import main
 from pspfast.config import Config
-from pspfast.data import CLASSES, IMAGENET_MEAN, IMAGENET_STD, Taxonomy
+from pspfast.data import CLASSES, IMAGENET_MEAN, IMAGENET_STD, ClassList
 from pspfast.model_files import build_model, load_model, save_weights
 from pspfast.prediction.options import PredictConfig
 from pspfast.prediction.predict import predict
@@ -22,18 +22,18 @@ KINDS = ("labels", "color", "overlay")
 CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
 
 
-def make_checkpoint(path: Path, config: Config, taxonomy: Taxonomy) -> str:
+def make_checkpoint(path: Path, config: Config, class_list: ClassList) -> str:
     """A model whose classes vary from pixel to pixel, not trained."""
     torch.manual_seed(0)
-    model = build_model(config, taxonomy.num_classes)
+    model = build_model(config, class_list.num_classes)
     torch.nn.init.normal_(model.cls[-1].weight, std=3)
-    save_weights(path, model.state_dict(), config, taxonomy, {})
+    save_weights(path, model.state_dict(), config, class_list, {})
     return str(path)
 
 
 @pytest.fixture
 def checkpoint(config: Config, tmp_path: Path) -> str:
-    return make_checkpoint(tmp_path / "model.safetensors", config, Taxonomy.generic(5))
+    return make_checkpoint(tmp_path / "model.safetensors", config, ClassList.generic(5))
 
 
 def save_noise(path: Path, *shape: int) -> str:
@@ -82,7 +82,7 @@ def test_pictures(images: list[str], checkpoint: str, tmp_path: Path, batch_size
         assert (labels == expected).mean() > 0.999
         assert files[0].read_bytes()[24] == 8, "bits of a pixel, in the PNG header"
         np.testing.assert_array_equal(Image.open(files[0]).convert("RGB"), color)
-        np.testing.assert_array_equal(color, np.array(Taxonomy.generic(5).palette)[labels])
+        np.testing.assert_array_equal(color, np.array(ClassList.generic(5).palette)[labels])
         mean = (color.astype(float) + np.array(Image.open(name).convert("RGB"))) / 2
         np.testing.assert_allclose(overlay, mean, atol=0.5)
 
@@ -105,12 +105,12 @@ def test_windows(images: list[str], checkpoint: str, tmp_path: Path) -> None:
 
 
 def test_labels_for_submission(images: list[str], config: Config, tmp_path: Path) -> None:
-    taxonomy = CLASSES["cityscapes"]
+    class_list = CLASSES["cityscapes"]
     output = tmp_path / "out"
     predicted = []
     for labels in ("ids", "cityscapes_ids"):
         config.data.classes, config.data.labels = "cityscapes", labels
-        model = make_checkpoint(tmp_path / "model.safetensors", config, taxonomy)
+        model = make_checkpoint(tmp_path / "model.safetensors", config, class_list)
         predict(PredictConfig(images[:1], model, str(output), ("labels", "color")))
         predicted.append(read(output / "photo_labels.png"))
         colors = Image.open(output / "photo_labels.png").convert("RGB")

@@ -13,7 +13,7 @@ import torch
 
 from pspfast.cli import main
 from pspfast.config import Config
-from pspfast.data import EvalTransform, Taxonomy, overlay
+from pspfast.data import EvalTransform, ClassList, overlay
 from pspfast.model_files import build_model, load_model, save_weights
 from pspfast.prediction.options import PredictConfig
 from pspfast.prediction.predict import predict
@@ -33,7 +33,7 @@ def checkpoint(config: Config, tmp_path: Path) -> str:
     model = build_model(config, 3)
     torch.nn.init.normal_(model.cls[-1].weight, std=3)
     path = tmp_path / "model.safetensors"
-    save_weights(path, model.state_dict(), config, Taxonomy.generic(3), {})
+    save_weights(path, model.state_dict(), config, ClassList.generic(3), {})
     return str(path)
 
 
@@ -93,7 +93,7 @@ def test_overlay_and_shares(
         image = EvalTransform()(torch.from_numpy(pixels).permute(2, 0, 1))[None]
         labels = trained.model.predict(image)[0].numpy()
         counts += np.bincount(labels.ravel(), minlength=3)
-        expected = overlay(pixels, labels, trained.taxonomy).astype(int)
+        expected = overlay(pixels, labels, trained.class_list).astype(int)
         assert np.abs(drawn - expected).mean() < 6
         assert np.abs(drawn - pixels.astype(int)).mean() > 12
     rows = list(csv.reader((output / "shares.csv").open(newline="")))

@@ -130,8 +130,8 @@ def test_model_loads_without_the_weights_it_started_from(
     trained = load_model(finished_run / "final.safetensors")
     trained.config.model.pretrained = "gone.pth"
     path = tmp_path / "model.safetensors"
-    save_weights(path, trained.model.state_dict(), trained.config, trained.taxonomy, {})
-    assert load_model(path).taxonomy == trained.taxonomy
+    save_weights(path, trained.model.state_dict(), trained.config, trained.class_list, {})
+    assert load_model(path).class_list == trained.class_list
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "missing"])

@@ -172,7 +172,7 @@ def test_every_file_of_a_run_gives_the_model(finished_run: Path) -> None:
     images = torch.rand(1, 3, 30, 37)
     final = load_model(finished_run / "final.safetensors")
     assert not final.model.training
-    assert final.taxonomy.names == ("class_0", "class_1", "class_2")
+    assert final.class_list.names == ("class_0", "class_1", "class_2")
     other = load_model(finished_run / "checkpoint-00000006.safetensors")
     assert torch.equal(final.model(images), other.model(images))
     assert final.config == other.config
