@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +19,10 @@ def main(args: list[str] | None = None) -> None:
     checkpoint, and with 130 after Ctrl-C.
     """
     args = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the terminal's encoding does not.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if args == ["info"]:
         _info()
         return
@@ -26,11 +32,13 @@ def main(args: list[str] | None = None) -> None:
         if command in ("train", "eval"):
             recipe, args = _take_recipe(args)
         parser = _make_parser(recipe)
-        parsed = parser.parse_args(args)
+        parsed = parser.parse_args(_with_texts_of_files(parser, args))
         command = parsed.subcommand
         _run(command, parser.instantiate(parsed)[command])
     except ModuleNotFoundError as error:
         _fail(f"{error.name} is not installed; pip install 'pspfast[train]' brings what this needs")
+    except argparse.ArgumentError as error:
+        _fail(" ".join(f"{command}: {error}".split()).removeprefix(": "))
     except (ValueError, OSError, FloatingPointError) as error:
         _fail(f"{command}: {error}")
     except KeyboardInterrupt as stop:
@@ -59,6 +67,41 @@ def _take_recipe(args: list[str]) -> tuple[dict[str, Any], list[str]]:
     return load_recipe(found.recipe) if found.recipe else {}, others
 
 
+def _with_texts_of_files(parser: ArgumentParser, args: list[str]) -> list[str]:
+    """The arguments with the text of each --config file in its place.
+
+    Raises:
+        ValueError: a file is no YAML of options; names it.
+    """
+    texts = list(args)
+    for i, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        at = i if equals else i + 1
+        if option != "--config" or at == len(args):
+            continue
+        file = Path(value if equals else args[at])
+        if not file.is_file():
+            continue
+        import yaml
+
+        from pspfast.files import read_lines
+
+        text = "\n".join(read_lines(file, "file of options"))
+        try:
+            options = yaml.safe_load(text)
+            training = options.get("train") if isinstance(options, dict) else None
+            # YAML 1.1 takes an unquoted no for false (yaml.org/type/bool.html).
+            if isinstance(training, dict) and training.get("precision") is False:
+                training["precision"] = "no"
+                text = yaml.safe_dump(options)
+            parser.parse_args([args[0], "--config", text])
+        except (yaml.YAMLError, argparse.ArgumentError) as error:
+            problem = " ".join(str(error).replace("<unicode string>", str(file)).split())
+            raise ValueError(f"{file}: {problem}") from error
+        texts[at] = f"--config={text}" if equals else text
+    return texts
+
+
 def _make_parser(recipe: dict[str, Any]) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -69,12 +112,17 @@ def _make_parser(recipe: dict[str, Any]) -> ArgumentParser:
     from pspfast.recipes import recipe_names
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="pspfast", description="PSPNet on kernels of its own.")
+    # Errors are raised, so that main tells of them in one line.
+    parser = ArgumentParser(
+        prog="pspfast", description="PSPNet on kernels of its own.", exit_on_error=False
+    )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
 
     def add(name: str, usage: str, summary: str, more: str = "") -> ArgumentParser:
         command = ArgumentParser(
-            usage=f"pspfast {name} {usage}", description=f"{summary}. {more}".strip()
+            usage=f"pspfast {name} {usage}",
+            description=f"{summary}. {more}".strip(),
+            exit_on_error=False,
         )
         commands.add_subcommand(name, command, help=summary[0].lower() + summary[1:])
         return command
@@ -171,6 +219,8 @@ def _run(command: str, options: Namespace) -> None:
 
         predictions = predict(PredictConfig(**vars(options)))
         print(*predictions.written, "", predictions.shares.table(), sep="\n")
+        if predictions.left_out.examples:
+            print(f"pspfast: predict: left out {predictions.left_out}", file=sys.stderr)
         for failure in predictions.failures:
             print(f"pspfast: predict: {failure}", file=sys.stderr)
         if predictions.failures:

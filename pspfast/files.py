@@ -1,7 +1,8 @@
-"""Files that are whole or not there: any, and those of tensors."""
+"""Files that are whole or not there: any, and those of tensors; and text from anywhere."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import zlib
@@ -42,6 +43,44 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: Path, kind: str) -> list[str]:
+    """The lines of a text file, without their ends; UTF-8, or what its byte order mark says.
+
+    Bytes that are no UTF-8 stay what they are in file names (PEP 383).
+
+    Args:
+        path: of the file.
+        kind: what the file should be, for the error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text file.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file, got a folder, pipe or device, so no {kind}")
+    data = path.read_bytes()
+    # The mark of UTF-32 begins with that of UTF-16.
+    marks = {
+        codecs.BOM_UTF32_LE: "utf-32",
+        codecs.BOM_UTF32_BE: "utf-32",
+        codecs.BOM_UTF16_LE: "utf-16",
+        codecs.BOM_UTF16_BE: "utf-16",
+        codecs.BOM_UTF8: "utf-8-sig",
+    }
+    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data:
+        raise ValueError(
+            f"{path}: not a text file, or one in UTF-16 without a byte order mark, so no {kind}; "
+            "save it in UTF-8"
+        )
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+    try:
+        text = data.decode(encoding, errors)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: damaged {encoding} text, so no {kind}: {error}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

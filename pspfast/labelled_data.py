@@ -15,14 +15,15 @@ from pspfast.config import DataConfig
 from pspfast.data import (
     CLASSES,
     LABEL_IDS,
-    LabelIds,
     ClassList,
+    LabelIds,
     check_samples,
     folder_samples,
     list_file_samples,
     published_samples,
 )
-from pspfast.data.datasets import Sample, SeededDataset
+from pspfast.data.datasets import SeededDataset
+from pspfast.data.samples import Sample
 from pspfast.data.sources import Split
 from pspfast.data.usable_samples import UsableSamples
 

@@ -46,7 +46,11 @@ def describe_class_list(class_list: ClassList) -> dict[str, Any]:
 
 
 def save_weights(
-    path: Path, weights: dict[str, Tensor], config: Config, class_list: ClassList, note: dict[str, Any]
+    path: Path,
+    weights: dict[str, Tensor],
+    config: Config,
+    class_list: ClassList,
+    note: dict[str, Any],
 ) -> None:
     """Writes a safetensors file from which ``load_model`` rebuilds the model by itself.
 

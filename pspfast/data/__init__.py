@@ -2,14 +2,10 @@
 
 from pspfast.data.checks import check_samples
 from pspfast.data.classes import CLASSES, ClassList, colorize, overlay
-from pspfast.data.datasets import (
-    SegmentationDataset,
-    folder_samples,
-    list_file_samples,
-    read_image,
-    read_label,
-)
+from pspfast.data.datasets import SegmentationDataset
 from pspfast.data.labels import LABEL_IDS, LabelIds
+from pspfast.data.reading import read_image, read_label
+from pspfast.data.samples import folder_samples, list_file_samples
 from pspfast.data.scenes.dataset import SceneDataset
 from pspfast.data.sources import published_samples
 from pspfast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
@@ -19,11 +15,11 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "LABEL_IDS",
+    "ClassList",
     "EvalTransform",
     "LabelIds",
     "SceneDataset",
     "SegmentationDataset",
-    "ClassList",
     "TrainTransform",
     "check_samples",
     "colorize",

@@ -2,18 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from pspfast.data.datasets import Sample, read_image, read_label
 from pspfast.data.labels import LABEL_IDS, MAX_LISTED, LabelIds, list_ids
-
-# Pillow's conversion to RGB clips these instead of scaling them.
-DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L"}
-EXIF_ORIENTATION = 0x0112
+from pspfast.data.reading import image_orientation, read_image, read_label
+from pspfast.data.samples import Sample
 
 
 def check_samples(
@@ -62,8 +59,12 @@ def check_samples(
 def _problem(
     sample: Sample, num_classes: int, ignore_index: int, label_ids: LabelIds | None
 ) -> Exception | None:
+    image_path, label_path = sample
     try:
-        _check_sample(sample, num_classes, ignore_index, label_ids)
+        image = read_image(image_path)
+        if label_path is not None:
+            label = read_label(label_path, label_ids)
+            check_pixels((image_path, label_path), image, label, num_classes, ignore_index)
     except FileNotFoundError as error:
         return FileNotFoundError(f"{error.filename}: no such file")
     except ValueError as error:
@@ -71,19 +72,28 @@ def _problem(
     return None
 
 
-def _check_sample(
-    sample: Sample, num_classes: int, ignore_index: int, label_ids: LabelIds | None
+def check_pixels(
+    files: tuple[Path, Path],
+    image: torch.Tensor,
+    label: torch.Tensor,
+    num_classes: int,
+    ignore_index: int,
 ) -> None:
-    image_path, label_path = sample
-    image = read_image(image_path)
-    with Image.open(image_path) as header:
-        mode, orientation = header.mode, header.getexif().get(EXIF_ORIENTATION, 1)
-    if mode in DEEP_MODES:
-        raise ValueError(f"{image_path}: the image has mode {mode}; convert it to 8 bits a channel")
-    if label_path is None:
-        return
-    label = read_label(label_path, label_ids)
+    """Check that a decoded sample can be trained on.
+
+    Args:
+        files: of image and label map, for the message.
+        image: uint8 `[3, H, W]`.
+        label: class ids, uint8 `[H, W]`.
+        num_classes: K; valid ids are 0 to K-1 and `ignore_index`.
+        ignore_index: id of pixels that are not to be learnt.
+
+    Raises:
+        ValueError: the sizes differ, or an id is no class.
+    """
+    image_path, label_path = files
     if image.shape[-2:] != label.shape:
+        orientation = image_orientation(image_path)
         turned = f" (as its EXIF orientation {orientation} says)" if orientation != 1 else ""
         raise ValueError(
             f"{label_path}: the label map is {_size(label)}, its image {image_path} is "

@@ -1,151 +1,18 @@
-"""Images with label maps, from list files and from folders."""
+"""Data sets of images with label maps."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
 from pspfast.data.labels import LabelIds
+from pspfast.data.reading import read_image, read_label
+from pspfast.data.samples import Sample
 
-Sample = tuple[Path, Path | None]
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[torch.Tensor, torch.Tensor]]
-
-# Modes whose pixels are the class ids themselves; palette entries are not looked up.
-LABEL_MODES = {"1", "L", "P"}
-
-
-def list_file_samples(list_file: str | Path, root: str | Path | None = None) -> list[Sample]:
-    """Samples named by a text file, one "image label" line for each.
-
-    Args:
-        list_file: lines of two paths, or of one where there are no labels. Blank lines are skipped.
-        root: what the paths are relative to; `None` is the list file's folder.
-
-    Returns:
-        (image, label) for each line; label is `None` where the line names none.
-
-    Raises:
-        FileNotFoundError: there is no such list file.
-        ValueError: it is empty, or a line has more than two columns or not as many as the others.
-    """
-    list_file = Path(list_file)
-    root = list_file.parent if root is None else Path(root)
-    samples: list[Sample] = []
-    columns = 0
-    try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{list_file}: not a text file, so no list of images") from error
-    for number, line in enumerate(lines, start=1):
-        names = line.split()
-        if not names:
-            continue
-        columns = columns or len(names)
-        if len(names) > 2 or len(names) != columns:
-            raise ValueError(
-                f"{list_file}, line {number}: expected {min(columns, 2)} paths without spaces "
-                f"in them, got {line.strip()!r}"
-            )
-        samples.append((root / names[0], root / names[1] if len(names) == 2 else None))
-    if not samples:
-        raise ValueError(f"{list_file}: the list is empty")
-    return samples
-
-
-def folder_samples(images_dir: str | Path, labels_dir: str | Path) -> list[Sample]:
-    """Samples of two folders: an image and the label map of the same name up to the suffix.
-
-    Subfolders are searched too, and must have the same names in both. Label maps without an image
-    are left out.
-
-    Returns:
-        (image, label), sorted by name.
-
-    Raises:
-        FileNotFoundError: a folder is missing, or an image has no label map.
-        ValueError: there is no image, or two files differ by their suffix only.
-    """
-    images, labels = _images_by_stem(Path(images_dir)), _images_by_stem(Path(labels_dir))
-    if not images:
-        raise ValueError(f"{images_dir}: no images in this folder")
-    alone = [str(path) for stem, path in images.items() if stem not in labels]
-    if alone:
-        more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
-        raise FileNotFoundError(
-            f"{labels_dir}: no label map for {len(alone)} of {len(images)} images: "
-            f"{', '.join(alone[:10])}{more}"
-        )
-    return [(path, labels[stem]) for stem, path in images.items()]
-
-
-def _images_by_stem(folder: Path) -> dict[Path, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    suffixes = Image.registered_extensions()
-    found: dict[Path, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        stem = path.relative_to(folder).with_suffix("")
-        if stem in found:
-            raise ValueError(f"{path} and {found[stem]} have the same name; which one is meant?")
-        found[stem] = path
-    return found
-
-
-def read_image(path: str | Path) -> tv_tensors.Image:
-    """Decode an image to uint8 RGB `[3, H, W]`, upright as its EXIF orientation says.
-
-    That is how viewers and annotation tools show it, hence how label maps are drawn; the label
-    maps themselves carry no orientation.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded.
-    """
-    with _naming(path), Image.open(path) as image:
-        return tv_tensors.Image(F.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB")))
-
-
-def read_label(path: str | Path, label_ids: LabelIds | None = None) -> tv_tensors.Mask:
-    """Decode a label map to its class ids, uint8 `[H, W]`.
-
-    Args:
-        path: the file.
-        label_ids: what the file's ids mean; `None` where they are class ids.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded, its pixels are not 8-bit ids, or not in `label_ids`.
-    """
-    with _naming(path), Image.open(path) as image:
-        if image.mode not in LABEL_MODES:
-            raise ValueError(
-                f"a label map must hold one 8-bit class id for each pixel (a grey or palette "
-                f"image), got mode {image.mode}"
-            )
-        ids = np.array(image, dtype=np.uint8)
-        if label_ids is not None:
-            ids = label_ids.to_classes(ids)
-        return tv_tensors.Mask(torch.from_numpy(ids))
-
-
-@contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
-    """Put the file's name in front of whatever a decoder raises."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    # Broken files make Pillow raise OSError, SyntaxError, struct.error, zlib.error and others.
-    except Exception as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 class SeededDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torchvision.datasets import Cityscapes, VOCSegmentation
 
-from pspfast.data.datasets import Sample, folder_samples
+from pspfast.data.samples import Sample, folder_samples
 
 Split = Literal["train", "val"]
 

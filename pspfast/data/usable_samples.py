@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from pspfast.data import LabelIds, SegmentationDataset, check_samples
-from pspfast.data.datasets import Sample, SeededDataset, Transform
+from pspfast.data.checks import check_pixels
+from pspfast.data.datasets import SeededDataset, SegmentationDataset, Transform
+from pspfast.data.labels import LabelIds
+from pspfast.data.samples import Sample
 
 
 class CheckedDataset(SegmentationDataset):
@@ -35,22 +36,11 @@ class CheckedDataset(SegmentationDataset):
     ) -> None:
         super().__init__(samples, transform, seed, label_ids)
         self.classes, self.ignore_index = classes, ignore_index
-        self._wrong = np.arange(256) >= classes
-        self._wrong[ignore_index] = False
 
     def load(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         image, label = super().load(index)
-        if image.shape[-2:] != label.shape or self._wrong[label.numpy()].any():
-            self._complain(index)
+        check_pixels(self.samples[index], image, label, self.classes, self.ignore_index)
         return image, label
-
-    def _complain(self, index: int) -> None:
-        sample = self.samples[index]
-        try:
-            check_samples([sample], self.classes, self.ignore_index, label_ids=self.label_ids)
-        except ValueError as error:
-            # The first line counts one of one.
-            raise ValueError(str(error).partition("\n")[2].strip()) from None
 
 
 class UsableSamples(Dataset[tuple[Tensor, Tensor, str]]):

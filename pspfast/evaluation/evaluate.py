@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pspfast import __version__
-from pspfast.data import EvalTransform, SegmentationDataset, ClassList
+from pspfast.data import ClassList, EvalTransform, SegmentationDataset
 from pspfast.data.usable_samples import UsableSamples
 from pspfast.distributed import bar_disabled, make_accelerator
 from pspfast.evaluation.options import EvalConfig

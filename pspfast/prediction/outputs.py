@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from pspfast.data import LabelIds, ClassList, colorize, overlay
+from pspfast.data import ClassList, LabelIds, colorize, overlay
 from pspfast.files import atomic_open
 
 PICTURES = ("labels", "color", "overlay")
 
 
 def save_pictures(
-    stem: Path,
+    stem: str | Path,
     pixels: NDArray[np.uint8],
     labels: ArrayLike,
     class_list: ClassList,
@@ -47,11 +47,11 @@ def save_pictures(
         "color": lambda: Image.fromarray(colorize(labels, class_list)),
         "overlay": lambda: Image.fromarray(overlay(pixels, labels, class_list, alpha)),
     }
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
     for kind in PICTURES:
         if kind in kinds:
-            written.append(stem.with_name(f"{stem.name}_{kind}.png"))
+            written.append(Path(f"{stem}_{kind}.png"))
+            written[-1].parent.mkdir(parents=True, exist_ok=True)
             with atomic_open(written[-1]) as file:
                 draw[kind]().save(file, format="png")
     return written
@@ -109,7 +109,8 @@ class ClassShares:
             table.writerow([image, counts.sum(), *(f"{s:.6f}" for s in _shares(counts))])
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_open(path) as file:
-            file.write(text.getvalue().encode())
+            # Names of files may hold bytes that are no UTF-8 (PEP 383).
+            file.write(text.getvalue().encode(errors="backslashreplace"))
 
 
 def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pspfast.data import EvalTransform, overlay
+from pspfast.data.search import LeftOut
 from pspfast.labelled_data import choose_label_ids
 from pspfast.model_files import TrainedModel, load_model
 from pspfast.models import PSPNet, optimize_for_inference
@@ -38,10 +40,12 @@ class Predictions:
     Attributes:
         shares: of the classes in each.
         written: the files.
-        failures: what could not be read, each with the file's name and the reason.
+        left_out: what folders and patterns hold besides.
+        failures: what could not be read or written, each with the file's name and the reason.
     """
 
     shares: ClassShares
+    left_out: LeftOut
     written: list[Path] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
 
@@ -57,13 +61,15 @@ def predict(options: PredictConfig) -> Predictions:
             there is a video and no PyAV; before anything is written.
     """
     trained = load_model(options.checkpoint)
-    inputs = find_inputs(options.inputs, Path(options.output))
-    images = [source for source in inputs if not source.is_video]
-    videos = [source for source in inputs if source.is_video]
+    found = find_inputs(options.inputs, Path(options.output))
+    images = [source for source in found.inputs if not source.is_video]
+    videos = [source for source in found.inputs if source.is_video]
     for video in videos:
         check_video_support(video.path)
     segmenter = _Segmenter(trained.model, options, PartialState().device)
-    predictions = Predictions(ClassShares(trained.class_list.names))
+    predictions = Predictions(
+        ClassShares(trained.class_list.names), left_out=found.left_out, failures=found.failures
+    )
     _predict_images(images, segmenter, trained, options, predictions)
     for video in videos:
         _predict_video(video, segmenter, trained, options, predictions)
@@ -115,16 +121,25 @@ def _predict_images(
     for batch in batches_of_one_size(pictures, options.batch_size):
         labels = segmenter([picture.image for picture in batch])
         for picture, ids in zip(batch, labels, strict=True):
-            predictions.shares.add(str(picture.source.path), ids)
-            predictions.written += save_pictures(
-                Path(options.output) / picture.source.name,
-                picture.pixels,
-                ids,
-                trained.class_list,
-                options.alpha,
-                options.outputs,
-                label_ids,
-            )
+            stem = f"{options.output}/{picture.source.name}"
+            try:
+                predictions.written += save_pictures(
+                    stem,
+                    picture.pixels,
+                    ids,
+                    trained.class_list,
+                    options.alpha,
+                    options.outputs,
+                    label_ids,
+                )
+            except OSError as error:
+                # Of other errors, a full disk for one, the next file would have the same.
+                if error.errno not in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
+                    raise
+                problem = f"{picture.source.path}: the outputs cannot have its name: {error}"
+                predictions.failures.append(ValueError(problem))
+            else:
+                predictions.shares.add(str(picture.source.path), ids)
 
 
 def _predict_video(
@@ -143,8 +158,7 @@ def _predict_video(
         pairs = zip(frames, labels, strict=True)
         return [overlay(frame, ids, trained.class_list, options.alpha) for frame, ids in pairs]
 
-    stem = Path(options.output) / video.name
-    target = stem.with_name(f"{stem.name}_overlay.mp4")
+    target = Path(f"{options.output}/{video.name}_overlay.mp4")
     try:
         redraw_video(video.path, target, redraw, options.batch_size)
     except ValueError as error:

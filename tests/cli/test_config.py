@@ -35,7 +35,10 @@ def test_defaults_are_semsegs() -> None:
     [
         (lambda: TrainConfig(epochs=0), "train.epochs: expected at least 1, got 0"),
         (lambda: TrainConfig(lr=-1), "train.lr: expected at least 0, got -1"),
-        (lambda: AugmentConfig(scale=(2.0, 0.5)), "augment.scale: expected 0 < smallest <= largest"),
+        (
+            lambda: AugmentConfig(scale=(2.0, 0.5)),
+            "augment.scale: expected 0 < smallest <= largest",
+        ),
         (lambda: AugmentConfig(rotate=100), "augment.rotate: expected an angle"),
         (lambda: AugmentConfig(flip=1.5), "augment.flip: expected a probability, got 1.5"),
         (lambda: AugmentConfig(crop_size=(0, 9)), "augment.crop_size"),

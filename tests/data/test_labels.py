@@ -40,7 +40,9 @@ def test_ade20k_ids_are_shifted():
     assert classes.tolist() == [255, *range(150)]
 
 
-@pytest.mark.parametrize(("name", "class_list"), [("ade20k",) * 2, ("cityscapes_ids", "cityscapes")])
+@pytest.mark.parametrize(
+    ("name", "class_list"), [("ade20k",) * 2, ("cityscapes_ids", "cityscapes")]
+)
 def test_the_way_back_is_the_inverse(name, class_list):
     label_ids = LABEL_IDS[name]
     assert label_ids.num_classes == CLASSES[class_list].num_classes

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pspfast.cli import main
 from pspfast.config import Config
-from pspfast.data import EvalTransform, SegmentationDataset, ClassList, list_file_samples
+from pspfast.data import ClassList, EvalTransform, SegmentationDataset, list_file_samples
 from pspfast.evaluation import evaluate as evaluation
 from pspfast.evaluation.evaluate import evaluate_files, save_scores
 from pspfast.evaluation.options import EvalConfig

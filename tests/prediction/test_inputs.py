@@ -28,7 +28,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def found(*names: str, output: str = "out") -> dict[str, str]:
-    return {str(i.path): str(i.name) for i in find_inputs(names, Path(output))}
+    return {str(i.path): str(i.name) for i in find_inputs(names, Path(output)).inputs}
 
 
 def test_folders(tree: Path) -> None:
@@ -50,7 +50,10 @@ def test_named_files_are_taken_whatever_they_are(tree: Path) -> None:
         ".hidden.png",
         "drive.mp4",
     ]
-    assert [i.is_video for i in find_inputs(["b.JPG", "drive.mp4"], Path())] == [False, True]
+    assert [i.is_video for i in find_inputs(["b.JPG", "drive.mp4"], Path("out")).inputs] == [
+        False,
+        True,
+    ]
 
 
 def test_each_file_once(tree: Path) -> None:
@@ -98,7 +101,7 @@ def test_what_matches_nothing(tree: Path) -> None:
 def test_reading_goes_on_after_a_bad_file(tmp_path: Path) -> None:
     Image.new("RGB", (5, 3), (1, 2, 3)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no image")
-    inputs = [Input(tmp_path / name, Path(name)) for name in ("gone.png", "bad.png", "good.png")]
+    inputs = [Input(tmp_path / name, name) for name in ("gone.png", "bad.png", "good.png")]
     failures: list[Exception] = []
     (picture,) = read_pictures(inputs, failures)
     assert picture.image[:, 2, 4].tolist() == [1, 2, 3]
@@ -115,7 +118,7 @@ def test_batches() -> None:
         nonlocal read
         for number, width in enumerate(widths):
             read += 1
-            yield Picture(Input(Path(str(number)), Path()), torch.zeros(3, 4, width))
+            yield Picture(Input(Path(str(number)), ""), torch.zeros(3, 4, width))
 
     batches, most_held, given = [], 0, 0
     for batch in batches_of_one_size(pictures(), 3):

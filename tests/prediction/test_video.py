@@ -13,7 +13,7 @@ import torch
 
 from pspfast.cli import main
 from pspfast.config import Config
-from pspfast.data import EvalTransform, ClassList, overlay
+from pspfast.data import ClassList, EvalTransform, overlay
 from pspfast.model_files import build_model, load_model, save_weights
 from pspfast.prediction.options import PredictConfig
 from pspfast.prediction.predict import predict
