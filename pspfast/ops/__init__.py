@@ -3,8 +3,9 @@ from pspfast.ops.dilated_conv2d import dilated_conv2d
 from pspfast.ops.pyramid_concat import pyramid_concat
 from pspfast.ops.pyramid_conv2d import pyramid_conv2d
 from pspfast.ops.pyramid_pool import pyramid_pool
-from pspfast.ops.upsample_argmax import upsample_argmax, upsample_softmax
+from pspfast.ops.upsample_argmax import upsample_argmax
 from pspfast.ops.upsample_cross_entropy import upsample_cross_entropy
+from pspfast.ops.upsample_softmax import upsample_softmax
 
 __all__ = [
     "batch_norm_relu",

@@ -47,6 +47,14 @@ def check_map(op: str, name: str, x: Tensor) -> None:
         )
 
 
+def check_logits(op: str, logits: Tensor, size: Sequence[int]) -> None:
+    check_map(op, "logits", logits)
+    if logits.shape[1] < 1:
+        raise ValueError(f"{op}: logits: expected K of at least 1, got 0")
+    if min(size) < 1:
+        raise ValueError(f"{op}: size: expected H and W of at least 1, got {tuple(size)}")
+
+
 def check_bins(op: str, bins: Sequence[int]) -> None:
     if not 1 <= len(bins) <= _MAX_LEVELS:
         raise ValueError(f"{op}: bins: expected 1 to {_MAX_LEVELS} levels, got {len(bins)}")

@@ -8,7 +8,7 @@ kernel or by cuDNN, whichever is faster.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,24 @@ from pspfast.ops._checks import (
     format_of,
     is_channels_last,
 )
-from pspfast.ops._fastest import fastest
+from pspfast.ops._fastest import fastest, size_class
 
 _OP = "dilated_conv2d"
+
+# Timing takes a part of the batch of so many pixels, or one image: launches of 64 programs of 128
+# pixels for each 128 filters occupy a GPU.
+_TIMED_PIXELS = 64 * 128
+
+
+class _Arguments(NamedTuple):
+    """Of the operators, in the order of their schemas."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    dilation: int
+    residual: Tensor | None
+    relu: bool
 
 
 def dilated_conv2d(
@@ -65,16 +80,16 @@ def dilated_conv2d(
     """
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias, residual = autocast(x, weight, bias, residual)
-    arguments = (x, weight, bias, dilation, residual, relu)
+    arguments = _Arguments(x, weight, bias, dilation, residual, relu)
     match backends.select(_OP, x, has_cuda_kernel=False):
         case "reference":
-            _check_inputs(*arguments)
+            _check(arguments)
             return dilated_conv2d_reference(*arguments)
         case "cpu":
             return torch.ops.pspfast.dilated_conv2d(*arguments)
         case _:
-            _check_inputs(*arguments)
-            if _library_is_faster(*arguments):
+            _check(arguments)
+            if _library_is_faster(arguments):
                 return dilated_conv2d_reference(*arguments)
             return torch.ops.pspfast.dilated_conv2d_triton(*arguments)
 
@@ -94,52 +109,55 @@ def dilated_conv2d_reference(
     return out.relu() if relu else out
 
 
-def _library_is_faster(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    residual: Tensor | None,
-    relu: bool,
-) -> bool:
-    """Whether cuDNN is, on the GPU that x is on."""
+def _library_is_faster(arguments: _Arguments) -> bool:
+    """Whether cuDNN is, on the GPU that x is on; by rule it is not, see ``fastest``."""
+    x = arguments.x
     # A compiler sees the kernel itself; there, and of tensors without data, nothing can be timed.
     is_traced = torch.compiler.is_compiling() or isinstance(x, FakeTensor)
     if not backends.is_automatic() or is_traced or x.numel() == 0:
         return False
-    tensors = (x, weight, bias, residual)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    tensors = [t for t in arguments if isinstance(t, Tensor)]
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    batch, _, height, width = x.shape
+    timed = max(min(batch, _TIMED_PIXELS // (height * width)), 1)
 
     def run(function: Callable[..., Tensor]) -> Callable[[], None]:
-        copies = [None if t is None else t.detach().requires_grad_(needs_grad) for t in tensors]
+        def part(name: str, argument: Any) -> Any:
+            if not isinstance(argument, Tensor):
+                return argument
+            some = argument[:timed] if name in ("x", "residual") else argument
+            return some.detach().requires_grad_(needs_grad)
+
+        parts = [part(*item) for item in arguments._asdict().items()]
 
         def step() -> None:
-            x, weight, bias, residual = copies
             with torch.set_grad_enabled(needs_grad):
-                out = function(x, weight, bias, dilation, residual, relu)
+                out = function(*parts)
             if needs_grad:
-                leaves = [t for t in copies if t is not None]
+                leaves = [t for t in parts if isinstance(t, Tensor)]
                 torch.autograd.grad(out, leaves, torch.zeros_like(out))
 
         return step
 
-    formats = tuple(None if t is None else (t.shape, t.stride()) for t in tensors)
-    key = (_OP, x.device, x.dtype, formats, dilation, relu, needs_grad)
+    out_channels, channels = arguments.weight.shape[:2]
+    kinds = [
+        (is_channels_last(t), t.requires_grad) if isinstance(t, Tensor) else t for t in arguments
+    ]
+    pixels = size_class(batch * height * width)
+    key = (_OP, x.dtype, pixels, channels, out_channels, *kinds, needs_grad)
+    # The result and, with gradients, one for each argument and for the result; once more for what
+    # an implementation needs by itself.
+    elements = timed * height * width * (out_channels + needs_grad * (channels + 2 * out_channels))
+    scratch = 2 * x.element_size() * (elements + needs_grad * arguments.weight.numel())
     candidates = {
         "triton": run(torch.ops.pspfast.dilated_conv2d_triton),
         "library": run(dilated_conv2d_reference),
     }
-    return fastest(key, candidates) == "library"
+    return fastest(key, candidates, scratch) == "library"
 
 
-def _check_inputs(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    residual: Tensor | None,
-    relu: bool,
-) -> None:
+def _check(arguments: _Arguments) -> None:
+    x, weight, bias, dilation, residual, _ = arguments
     if weight.dim() != 4 or weight.shape[2:] != (3, 3) or 0 in weight.shape:
         raise ValueError(f"{_OP}: weight: expected [O, C, 3, 3], got shape {list(weight.shape)}")
     check_map(_OP, "x", x)
@@ -157,14 +175,7 @@ def _check_inputs(
         check_residual(_OP, residual, [x.shape[0], out_channels, *x.shape[2:]], x)
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    residual: Tensor | None,
-    relu: bool,
-) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return _empty(x, weight.shape[0], format_of(x, weight))
 
 
@@ -181,15 +192,7 @@ def _grad_weight_fake(grad: Tensor, x: Tensor, dilation: int, channels_last: boo
     )
 
 
-def _winograd_fake(
-    x: Tensor,
-    transformed: Tensor,
-    out_channels: int,
-    bias: Tensor | None,
-    dilation: int,
-    residual: Tensor | None,
-    relu: bool,
-) -> Tensor:
+def _winograd_fake(x: Tensor, transformed: Tensor, out_channels: int, *_: Any) -> Tensor:
     return _empty(x, out_channels, format_of(x))
 
 
@@ -204,6 +207,9 @@ def _empty(x: Tensor, channels: int, memory_format: torch.memory_format) -> Tens
 
 
 def _register_autograd(suffix: str) -> None:
+    def op(name: str) -> Callable[..., Tensor]:
+        return getattr(torch.ops.pspfast, f"dilated_conv2d{name}{suffix}")
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, _, ctx.dilation, _, ctx.relu = inputs
         ctx.save_for_backward(x, weight, output if ctx.relu else None)
@@ -213,52 +219,41 @@ def _register_autograd(suffix: str) -> None:
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, output, 0)
         needs_x, needs_weight, needs_bias, _, needs_residual, _ = ctx.needs_input_grad
-        ops = torch.ops.pspfast
         grad_x = grad_weight = grad_bias = None
         if needs_x:
-            op = getattr(ops, f"dilated_conv2d_grad_input{suffix}")
-            grad_x = op(grad, weight, ctx.dilation)
+            grad_x = op("_grad_input")(grad, weight, ctx.dilation)
         if needs_weight:
-            op = getattr(ops, f"dilated_conv2d_grad_weight{suffix}")
-            grad_weight = op(grad, x, ctx.dilation, is_channels_last(weight))
+            grad_weight = op("_grad_weight")(grad, x, ctx.dilation, is_channels_last(weight))
         if needs_bias:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None, grad if needs_residual else None, None
 
     # The gradients are bilinear; each one's gradients are the op and the other gradient.
-    def setup_grad_input_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad, weight, ctx.dilation = inputs
-        ctx.save_for_backward(grad, weight)
+    def setup_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        first, second, ctx.dilation, *_ = inputs
+        ctx.save_for_backward(first, second)
 
     def grad_input_backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor, Tensor, None]:
         grad, weight = ctx.saved_tensors
-        forward = getattr(torch.ops.pspfast, f"dilated_conv2d{suffix}")
-        weight_gradient = getattr(torch.ops.pspfast, f"dilated_conv2d_grad_weight{suffix}")
         return (
-            forward(grad_x, weight, None, ctx.dilation, None, False),
-            weight_gradient(grad, grad_x, ctx.dilation, is_channels_last(weight)),
+            op("")(grad_x, weight, None, ctx.dilation, None, False),
+            op("_grad_weight")(grad, grad_x, ctx.dilation, is_channels_last(weight)),
             None,
         )
 
-    def setup_grad_weight_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad, x, ctx.dilation, _ = inputs
-        ctx.save_for_backward(grad, x)
-
     def grad_weight_backward(ctx: Any, grad_weight: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad, x = ctx.saved_tensors
-        forward = getattr(torch.ops.pspfast, f"dilated_conv2d{suffix}")
-        input_gradient = getattr(torch.ops.pspfast, f"dilated_conv2d_grad_input{suffix}")
         return (
-            forward(x, grad_weight, None, ctx.dilation, None, False),
-            input_gradient(grad, grad_weight, ctx.dilation),
+            op("")(x, grad_weight, None, ctx.dilation, None, False),
+            op("_grad_input")(grad, grad_weight, ctx.dilation),
             None,
             None,
         )
 
     for name, function, setup in (
         ("dilated_conv2d", backward, setup_context),
-        ("dilated_conv2d_grad_input", grad_input_backward, setup_grad_input_context),
-        ("dilated_conv2d_grad_weight", grad_weight_backward, setup_grad_weight_context),
+        ("dilated_conv2d_grad_input", grad_input_backward, setup_gradient_context),
+        ("dilated_conv2d_grad_weight", grad_weight_backward, setup_gradient_context),
     ):
         torch.library.register_autograd(f"pspfast::{name}{suffix}", function, setup_context=setup)
 

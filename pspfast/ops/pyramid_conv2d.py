@@ -32,6 +32,7 @@ from pspfast.ops._checks import (
 )
 from pspfast.ops.dilated_conv2d import dilated_conv2d
 from pspfast.ops.pyramid_concat import pyramid_concat_reference
+from pspfast.ops.pyramid_mix import pyramid_mix
 
 
 def pyramid_conv2d(
@@ -80,16 +81,9 @@ def pyramid_conv2d(
     backend = backends.select("pyramid_conv2d", x)
     if backend == "reference":
         return pyramid_conv2d_reference(
-            x,
-            priors,
-            weight,
-            bins,
-            align_corners,
-            bias=bias,
-            levels_first=levels_first,
-            relu=relu,
+            x, priors, weight, bins, align_corners, bias, levels_first, relu
         )
-    mixed, weight_x = _mix(backend, priors, weight, bins, levels_first)
+    mixed, weight_x = pyramid_mix(backend, priors, weight, bins, levels_first)
     base = dilated_conv2d(x, weight_x) if weight.shape[2] == 3 else F.conv2d(x, weight_x)
     return _upsample_add(backend, base, mixed, bias, bins, align_corners, relu)
 
@@ -112,15 +106,8 @@ def add_pyramid(
         levels = pyramid_concat_reference(nothing, priors, bins, align_corners)
         out = base + F.conv2d(levels, weight, bias, padding=weight.shape[2] // 2)
         return out.relu() if relu else out
-    mixed, _ = _mix(backend, priors, weight, bins, levels_first=False)
+    mixed, _ = pyramid_mix(backend, priors, weight, bins, levels_first=False)
     return _upsample_add(backend, base, mixed, bias, bins, align_corners, relu)
-
-
-def _mix(
-    backend: str, priors: Tensor, weight: Tensor, bins: Sequence[int], levels_first: bool
-) -> tuple[Tensor, Tensor]:
-    mix = torch.ops.pspfast.pyramid_mix if backend == "cpu" else _mix_by_matmul
-    return mix(priors, weight, bins, levels_first)
 
 
 def _upsample_add(
@@ -141,11 +128,10 @@ def pyramid_conv2d_reference(
     priors: Tensor,
     weight: Tensor,
     bins: Sequence[int],
-    align_corners: bool = True,
-    *,
-    bias: Tensor | None = None,
-    levels_first: bool = False,
-    relu: bool = False,
+    align_corners: bool,
+    bias: Tensor | None,
+    levels_first: bool,
+    relu: bool,
 ) -> Tensor:
     """:func:`pyramid_conv2d` in plain PyTorch, by way of the concatenation."""
     channels = x.shape[1]
@@ -175,89 +161,8 @@ def _check_inputs(
         check_bias(op, bias, weight, x)
 
 
-def _mix_by_matmul(
-    priors: Tensor, weight: Tensor, bins: Sequence[int], levels_first: bool
-) -> tuple[Tensor, Tensor]:
-    """The mixed priors ``[N, S, k, k, O]``, and the weight's part for the map."""
-    out_channels, channels, k, _ = weight.shape
-    reduction = priors.shape[1]
-    sizes = [reduction] * len(bins)
-    x_channels = channels - sum(sizes)
-    sizes = [*sizes, x_channels] if levels_first else [x_channels, *sizes]
-    parts = list(weight.split(sizes, dim=1))
-    weight_x = parts.pop(-1 if levels_first else 0)
-    mixed = []
-    for part, level in zip(parts, priors.split([b * b for b in bins], dim=2), strict=True):
-        # [O k k, R], a view where the weight is channels_last.
-        filters = part.permute(0, 2, 3, 1).reshape(-1, reduction)
-        product = level.transpose(1, 2) @ filters.t()
-        mixed.append(product.unflatten(2, (out_channels, k, k)).movedim(2, 4))
-    return torch.cat(mixed, dim=1).to(sum_dtype(priors.dtype)), weight_x
-
-
-def _mix_fake(
-    priors: Tensor, weight: Tensor, bins: Sequence[int], levels_first: bool
-) -> tuple[Tensor, Tensor]:
-    out_channels, channels, k, _ = weight.shape
-    batch, reduction, bin_count = priors.shape
-    mixed = priors.new_empty((batch, bin_count, k, k, out_channels), dtype=sum_dtype(priors.dtype))
-    return mixed, _empty_like_weight(weight, channels - len(bins) * reduction)
-
-
-def _mix_backward_fake(
-    grad_mixed: Tensor,
-    grad_weight_x: Tensor,
-    priors: Tensor,
-    weight: Tensor,
-    bins: Sequence[int],
-    levels_first: bool,
-) -> tuple[Tensor, Tensor]:
-    return priors.new_empty(priors.shape), _empty_like_weight(weight, weight.shape[1])
-
-
-def _empty_like_weight(weight: Tensor, channels: int) -> Tensor:
-    return torch.empty(
-        (weight.shape[0], channels, *weight.shape[2:]),
-        dtype=weight.dtype,
-        device=weight.device,
-        memory_format=format_of(weight),
-    )
-
-
-def _mix_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    priors, weight, ctx.bins, ctx.levels_first = inputs
-    ctx.save_for_backward(priors, weight)
-
-
-def _mix_backward(ctx: Any, grad_mixed: Tensor, grad_weight_x: Tensor) -> tuple[Tensor | None, ...]:
-    priors, weight = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        # The gradients will be differentiated themselves.
-        outputs = _mix_by_matmul(priors, weight, ctx.bins, ctx.levels_first)
-        grads = torch.autograd.grad(
-            outputs, (priors, weight), (grad_mixed, grad_weight_x), create_graph=True
-        )
-    else:
-        grads = torch.ops.pspfast.pyramid_mix_backward(
-            grad_mixed, grad_weight_x, priors, weight, ctx.bins, ctx.levels_first
-        )
-    return *grads, None, None
-
-
-def _upsample_add_fake(
-    base: Tensor,
-    mixed: Tensor,
-    bias: Tensor | None,
-    bins: Sequence[int],
-    align_corners: bool,
-    relu: bool,
-) -> Tensor:
-    return torch.empty(
-        base.shape,
-        dtype=base.dtype,
-        device=base.device,
-        memory_format=format_of(base),
-    )
+def _upsample_add_fake(base: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(base, memory_format=format_of(base))
 
 
 def _upsample_add_backward_fake(
@@ -303,11 +208,6 @@ def _register_upsample_add_autograd(forward_op: str, backward_op: str) -> None:
 
 
 if "cpu" not in backends.MISSING:
-    torch.library.register_fake("pspfast::pyramid_mix", _mix_fake)
-    torch.library.register_fake("pspfast::pyramid_mix_backward", _mix_backward_fake)
-    torch.library.register_autograd(
-        "pspfast::pyramid_mix", _mix_backward, setup_context=_mix_setup_context
-    )
     torch.library.register_fake("pspfast::pyramid_upsample_add", _upsample_add_fake)
     torch.library.register_fake(
         "pspfast::pyramid_upsample_add_backward", _upsample_add_backward_fake

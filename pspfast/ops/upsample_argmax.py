@@ -1,4 +1,4 @@
-"""Labels and probabilities of logits at any resolution, without logits of that resolution."""
+"""Labels of logits at any resolution, without logits of that resolution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_map, sum_dtype
+from pspfast.ops._checks import check_logits
 
 _LABEL_DTYPES = (torch.uint8, torch.int32, torch.int64)
 
@@ -30,7 +30,7 @@ def upsample_argmax(
         dtype: of the labels: uint8, int32 or int64; default is uint8 up to 256 classes, else int32.
 
     Returns:
-        Labels ``[N, H, W]``; of equal logits the first class.
+        Labels ``[N, H, W]``; of equal logits the first class, and a NaN wins, the first one.
 
     Raises:
         ValueError: a shape is not as above, or ``dtype`` does not hold K classes.
@@ -55,84 +55,13 @@ def upsample_argmax_reference(logits: Tensor, size: Sequence[int], align_corners
     return F.interpolate(logits, list(size), mode="bilinear", align_corners=align_corners).argmax(1)
 
 
-def upsample_softmax(
-    logits: Tensor,
-    size: Sequence[int],
-    *,
-    align_corners: bool = True,
-    flip: bool = False,
-    out: Tensor | None = None,
-    weight: float = 1.0,
-) -> Tensor:
-    """``weight * F.interpolate(logits, size, mode="bilinear").softmax(1)``.
-
-    Args:
-        logits: ``[N, K, h, w]``, any strides; float32, float16 or bfloat16, on the CPU float64 too.
-        size: (H, W) of the probabilities.
-        align_corners: of the interpolation, as in ``F.interpolate``.
-        flip: whether columns are returned in reverse, as for logits of an image that was flipped.
-        out: ``[N, K, H, W]``, any strides, to which the probabilities are added, such as a window
-            of a larger image's; float32 (float64 for float64 logits).
-        weight: a factor of all probabilities.
-
-    Returns:
-        ``out``, or a new tensor, in float32 (float64 for float64 logits). A gradient reaches the
-        logits in plain PyTorch only: where they require one, that is what computes.
-
-    Raises:
-        ValueError: a shape or device is not as above.
-        TypeError: a dtype is not as above.
-        RuntimeError: ``out`` is given and gradients are asked for.
-    """
-    height, width = size
-    differentiable = torch.is_grad_enabled() and logits.requires_grad
-    if differentiable and out is not None:
-        raise RuntimeError("upsample_softmax: out: expected None for logits that require gradients")
-    backend = backends.select("upsample_softmax", logits)
-    suffix = "_triton" if backend == "triton" else ""
-    if backend in ("reference", "triton") or differentiable:
-        _check_logits("upsample_softmax", logits, size)
-    if out is not None and out.shape != (*logits.shape[:2], height, width):
-        raise ValueError(
-            f"upsample_softmax: out: expected shape {[*logits.shape[:2], height, width]}, "
-            f"got {list(out.shape)}"
-        )
-    if backend == "reference" or differentiable:
-        values = weight * upsample_softmax_reference(logits, size, align_corners, flip)
-        return values if out is None else out.add_(values)
-    if out is None:
-        op = getattr(torch.ops.pspfast, f"upsample_softmax{suffix}")
-        return op(logits, height, width, align_corners, flip, weight)
-    op = getattr(torch.ops.pspfast, f"upsample_softmax_add{suffix}")
-    op(out, logits, align_corners, flip, weight)
-    return out
-
-
-def upsample_softmax_reference(
-    logits: Tensor, size: Sequence[int], align_corners: bool, flip: bool
-) -> Tensor:
-    """:func:`upsample_softmax` in plain PyTorch, without its weight."""
-    logits = logits.to(sum_dtype(logits.dtype))
-    logits = F.interpolate(logits, list(size), mode="bilinear", align_corners=align_corners)
-    probabilities = logits.softmax(1)
-    return probabilities.flip(3) if flip else probabilities
-
-
 def label_dtype_of(classes: int) -> torch.dtype:
     """The smallest dtype that holds the labels of all classes."""
     return torch.uint8 if classes <= 256 else torch.int32
 
 
-def _check_logits(op: str, logits: Tensor, size: Sequence[int]) -> None:
-    check_map(op, "logits", logits)
-    if logits.shape[1] < 1:
-        raise ValueError(f"{op}: logits: expected K of at least 1, got 0")
-    if min(size) < 1:
-        raise ValueError(f"{op}: size: expected H and W of at least 1, got {tuple(size)}")
-
-
 def _check_argmax(logits: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> torch.dtype:
-    _check_logits("upsample_argmax", logits, size)
+    check_logits("upsample_argmax", logits, size)
     classes = logits.shape[1]
     if dtype is None:
         return label_dtype_of(classes)
@@ -153,23 +82,8 @@ def _argmax_fake(
     )
 
 
-def _softmax_fake(
-    logits: Tensor, height: int, width: int, align_corners: bool, flip: bool, weight: float
-) -> Tensor:
-    _check_logits("upsample_softmax", logits, (height, width))
-    return logits.new_empty((*logits.shape[:2], height, width), dtype=sum_dtype(logits.dtype))
-
-
-def _softmax_add_fake(
-    out: Tensor, logits: Tensor, align_corners: bool, flip: bool, weight: float
-) -> None:
-    _check_logits("upsample_softmax", logits, out.shape[2:])
-
-
 if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::upsample_argmax", _argmax_fake)
-    torch.library.register_fake("pspfast::upsample_softmax", _softmax_fake)
-    torch.library.register_fake("pspfast::upsample_softmax_add", _softmax_add_fake)
 
 
 @backends.registers_triton_ops
@@ -181,15 +95,3 @@ def _register_triton_ops() -> None:
         logits: Tensor, height: int, width: int, align_corners: bool, label_dtype: torch.dtype
     ) -> Tensor:
         return kernels.upsample_argmax(logits, height, width, align_corners, label_dtype)
-
-    @torch.library.triton_op("pspfast::upsample_softmax_triton", mutates_args=())
-    def _softmax_triton(
-        logits: Tensor, height: int, width: int, align_corners: bool, flip: bool, weight: float
-    ) -> Tensor:
-        return kernels.upsample_softmax(logits, height, width, align_corners, flip, weight)
-
-    @torch.library.triton_op("pspfast::upsample_softmax_add_triton", mutates_args={"out"})
-    def _softmax_add_triton(
-        out: Tensor, logits: Tensor, align_corners: bool, flip: bool, weight: float
-    ) -> None:
-        kernels.upsample_softmax_add(out, logits, align_corners, flip, weight)

@@ -39,7 +39,7 @@ def upsample_cross_entropy(
         weight: ``[K]``, a factor of each class, as in ``F.cross_entropy``.
         label_smoothing: in [0, 1], as in ``F.cross_entropy``.
         return_argmax: whether the labels that the logits predict are returned too, from the same
-            pass: as :func:`upsample_argmax` gives them.
+            pass: as :func:`upsample_argmax` gives them, a NaN winning.
 
     Returns:
         The mean over the pixels that count, weighted by their class, in float32 (float64 for

@@ -30,22 +30,22 @@ with_reference = pytest.mark.parametrize(
 # What ATEN_CPU_CAPABILITY chooses from when torch starts.
 ISAS = ["default", "avx2", "avx512"]
 _own = torch.backends.cpu.get_cpu_capability().lower()
-_own_level = ISAS.index(_own) if _own in ISAS else 0
+_own_isa = ISAS.index(_own) if _own in ISAS else 0
 
 
 def _at_isas(count: int, reason: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
-        "level",
+        "isa",
         [
-            pytest.param(level, marks=pytest.mark.skipif(i >= count, reason=reason))
-            for i, level in enumerate(ISAS)
+            pytest.param(isa, marks=pytest.mark.skipif(i >= count, reason=reason))
+            for i, isa in enumerate(ISAS)
         ],
     )
 
 
 # torch would take the processor to have what it lacks.
-at_every_isa = _at_isas(_own_level + 1, "the processor has no such vectors")
-at_lower_isas = _at_isas(_own_level, "the other tests' level, or none of this processor")
+at_every_isa = _at_isas(_own_isa + 1, "the processor has no such vectors")
+at_lower_isas = _at_isas(_own_isa, "that of the other tests, or none of this processor's")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -268,13 +268,13 @@ class OpTester:
         torch.testing.assert_close(ours, eager, atol=1e-2, rtol=2e-2)
 
     @at_lower_isas
-    def test_lower_isas(self, level: str) -> None:
-        """In processes of their own: torch picks the level once, at start-up."""
+    def test_lower_isas(self, isa: str) -> None:
+        """In processes of their own: torch picks the instruction set once, at start-up."""
         name = "test_no_less_exact_than_eager"
         test = f"{sys.modules[type(self).__module__].__file__}::{type(self).__name__}::{name}"
         result = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "--no-header", "-k", "cpu", test],
-            env=os.environ | {"ATEN_CPU_CAPABILITY": level},
+            env=os.environ | {"ATEN_CPU_CAPABILITY": isa},
             capture_output=True,
             text=True,
         )

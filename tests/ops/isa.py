@@ -8,9 +8,9 @@ import torch
 from pspfast.ops import pyramid_pool
 
 expected = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
-level = expected[os.environ["ATEN_CPU_CAPABILITY"]]
+isa = expected[os.environ["ATEN_CPU_CAPABILITY"]]
 found = torch.backends.cpu.get_cpu_capability()
-assert found == level, f"expected {level}, got {found}"
+assert found == isa, f"expected {isa}, got {found}"
 
 for dtype in (torch.float16, torch.bfloat16):
     for value in (float("nan"), float("inf"), -float("inf")):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from op_tester import OpTester, exact_dtype, moved, with_reference
 from torch import Tensor
 
-from pspfast.ops import pyramid_conv2d
+from pspfast.ops import pyramid_conv2d, pyramid_mix
 
 BINS = (1, 2, 3, 6)
 
@@ -211,3 +211,16 @@ def test_errors_of_the_ops_behind_it() -> None:
         ops.pyramid_mix_backward(mixed[:, :1], WEIGHT[:, :3], PRIORS, WEIGHT, BINS, False)
     with pytest.raises(ValueError, match=r"^pyramid_mix_backward: grad_weight_x: expected shape"):
         ops.pyramid_mix_backward(mixed, WEIGHT, PRIORS, WEIGHT, BINS, False)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_mixed_priors_are_not_rounded_to_the_maps_type(dtype: torch.dtype, autocast: bool) -> None:
+    """As a GPU computes them, by products of matrices."""
+    priors, weight = torch.randn(2, 7, 50).to(dtype), torch.randn(5, 11 + 4 * 7, 3, 3).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        mixed, weight_x = pyramid_mix._by_matmul(priors, weight, BINS, False)
+    exact, _ = pyramid_mix._by_matmul(priors.double(), weight.double(), BINS, False)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed.double(), exact, rtol=1e-5, atol=1e-5)
+    assert torch.equal(weight_x, weight[:, :11])

@@ -89,8 +89,8 @@ def test_pooled_order_in_memory_follows_the_map(device: torch.device) -> None:
 
 
 @at_every_isa
-def test_conversions_of_every_isa(level: str) -> None:
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
+def test_conversions_of_every_isa(isa: str) -> None:
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": isa}
     script = Path(__file__).with_name("isa.py")
     subprocess.run([sys.executable, script], env=environment, check=True)
 

@@ -78,12 +78,12 @@ def test_softmax(
 
 
 @at_lower_isas
-def test_lower_isas(level: str) -> None:
-    """In processes of their own: torch picks the level once, at start-up."""
+def test_lower_isas(isa: str) -> None:
+    """In processes of their own: torch picks the instruction set once, at start-up."""
     tests = [f"{__file__}::{name}" for name in ("test_argmax", "test_softmax")]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-k", "cpu", *tests],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": level},
+        env=os.environ | {"ATEN_CPU_CAPABILITY": isa},
         capture_output=True,
         text=True,
     )

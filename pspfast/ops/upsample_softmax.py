@@ -1,0 +1,108 @@
+"""Probabilities of logits at any resolution, without logits of that resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pspfast import backends
+from pspfast.ops._checks import check_logits, sum_dtype
+
+
+def upsample_softmax(
+    logits: Tensor,
+    size: Sequence[int],
+    *,
+    align_corners: bool = True,
+    flip: bool = False,
+    out: Tensor | None = None,
+    weight: float = 1.0,
+) -> Tensor:
+    """``weight * F.interpolate(logits, size, mode="bilinear").softmax(1)``.
+
+    Args:
+        logits: ``[N, K, h, w]``, any strides; float32, float16 or bfloat16, on the CPU float64 too.
+        size: (H, W) of the probabilities.
+        align_corners: of the interpolation, as in ``F.interpolate``.
+        flip: whether columns are returned in reverse, as for logits of an image that was flipped.
+        out: ``[N, K, H, W]``, any strides, to which the probabilities are added, such as a window
+            of a larger image's; float32 (float64 for float64 logits).
+        weight: a factor of all probabilities.
+
+    Returns:
+        ``out``, or a new tensor, in float32 (float64 for float64 logits). A gradient reaches the
+        logits in plain PyTorch only: where they require one, that is what computes.
+
+    Raises:
+        ValueError: a shape or device is not as above.
+        TypeError: a dtype is not as above.
+        RuntimeError: ``out`` is given and gradients are asked for.
+    """
+    height, width = size
+    differentiable = torch.is_grad_enabled() and logits.requires_grad
+    if differentiable and out is not None:
+        raise RuntimeError("upsample_softmax: out: expected None for logits that require gradients")
+    backend = backends.select("upsample_softmax", logits)
+    suffix = "_triton" if backend == "triton" else ""
+    if backend in ("reference", "triton") or differentiable:
+        check_logits("upsample_softmax", logits, size)
+    if out is not None and out.shape != (*logits.shape[:2], height, width):
+        raise ValueError(
+            f"upsample_softmax: out: expected shape {[*logits.shape[:2], height, width]}, "
+            f"got {list(out.shape)}"
+        )
+    if backend == "reference" or differentiable:
+        values = weight * upsample_softmax_reference(logits, size, align_corners, flip)
+        return values if out is None else out.add_(values)
+    if out is None:
+        op = getattr(torch.ops.pspfast, f"upsample_softmax{suffix}")
+        return op(logits, height, width, align_corners, flip, weight)
+    op = getattr(torch.ops.pspfast, f"upsample_softmax_add{suffix}")
+    op(out, logits, align_corners, flip, weight)
+    return out
+
+
+def upsample_softmax_reference(
+    logits: Tensor, size: Sequence[int], align_corners: bool, flip: bool
+) -> Tensor:
+    """:func:`upsample_softmax` in plain PyTorch, without its weight."""
+    logits = logits.to(sum_dtype(logits.dtype))
+    logits = F.interpolate(logits, list(size), mode="bilinear", align_corners=align_corners)
+    probabilities = logits.softmax(1)
+    return probabilities.flip(3) if flip else probabilities
+
+
+def _fake(
+    logits: Tensor, height: int, width: int, align_corners: bool, flip: bool, weight: float
+) -> Tensor:
+    check_logits("upsample_softmax", logits, (height, width))
+    return logits.new_empty((*logits.shape[:2], height, width), dtype=sum_dtype(logits.dtype))
+
+
+def _add_fake(out: Tensor, logits: Tensor, align_corners: bool, flip: bool, weight: float) -> None:
+    check_logits("upsample_softmax", logits, out.shape[2:])
+
+
+if "cpu" not in backends.MISSING:
+    torch.library.register_fake("pspfast::upsample_softmax", _fake)
+    torch.library.register_fake("pspfast::upsample_softmax_add", _add_fake)
+
+
+@backends.registers_triton_ops
+def _register_triton_ops() -> None:
+    from pspfast.kernels import upsample_argmax as kernels
+
+    @torch.library.triton_op("pspfast::upsample_softmax_triton", mutates_args=())
+    def _triton(
+        logits: Tensor, height: int, width: int, align_corners: bool, flip: bool, weight: float
+    ) -> Tensor:
+        return kernels.upsample_softmax(logits, height, width, align_corners, flip, weight)
+
+    @torch.library.triton_op("pspfast::upsample_softmax_add_triton", mutates_args={"out"})
+    def _add_triton(
+        out: Tensor, logits: Tensor, align_corners: bool, flip: bool, weight: float
+    ) -> None:
+        kernels.upsample_softmax_add(out, logits, align_corners, flip, weight)
