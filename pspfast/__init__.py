@@ -6,9 +6,9 @@ from pspfast._source_folder import built_path
 
 __path__ = built_path(__path__)
 
-from pspfast import ops
+from pspfast import flops, ops
 from pspfast.backends import backend
 from pspfast.models import PSPNet, optimize_for_inference
 
 __version__ = version("pspfast")
-__all__ = ["PSPNet", "backend", "ops", "optimize_for_inference"]
+__all__ = ["PSPNet", "backend", "flops", "ops", "optimize_for_inference"]

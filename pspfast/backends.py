@@ -3,7 +3,8 @@
 ``cpu`` and ``cuda`` are the C++ and CUDA kernels of ``pspfast._C``, ``triton`` the kernels of
 ``pspfast.kernels``, ``reference`` plain PyTorch, for every device. ``auto``, the default, takes the
 first of them that serves the tensor's device. The environment variable ``PSPFAST_BACKEND`` or
-:func:`backend` chooses another.
+:func:`backend` chooses another. In transforms of ``torch.func`` and forward-mode
+differentiation plain PyTorch runs, whatever is chosen.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import TypeVar
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pspfast import _extension
 
@@ -128,11 +131,21 @@ def select(op: str, tensor: Tensor, *, has_cuda_kernel: bool = True) -> str:
         RuntimeError: the chosen backend is missing or does not serve the tensor's device.
     """
     chosen = _select(op, tensor.device.type)
+    if _is_transformed():
+        # torch's operators know the rules of all transforms, those of this project none.
+        return "reference"
     if chosen == "cuda" and not has_cuda_kernel:
         chosen = "reference" if "triton" in MISSING else "triton"
     if chosen == "triton":
         load_triton_ops()
     return chosen
+
+
+@constant_when_compiled
+def _is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation is under way."""
+    is_dual = forward_ad._current_level >= 0
+    return is_dual or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _select(op: str, device: str) -> str:

@@ -8,12 +8,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from tools.flops import FORMULAS
+from pspfast import backends
+
+# With the formulas of the Triton ops.
+backends.load_triton_ops()
+
+
+@torch.library.register_fake("mkldnn::_convolution_pointwise_.binary")
+def _convolution_into_fake(residual: Tensor, *args: Any) -> Tensor:
+    """torch has none."""
+    return residual
+
 
 # Allocates, writes nothing.
 _ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
@@ -74,7 +85,7 @@ class Footprint(TorchDispatchMode):
         written = fresh + _modified(func, args, kwargs)
         name = func._overloadpacket.__name__
         if written and name not in _ALLOCATIONS:
-            formula = FORMULAS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
+            formula = flop_registry.get(func._overloadpacket)
             flops = formula(*args, **kwargs, out_val=out) if formula else 0
             moved = sum(map(_bytes, given)) + sum(map(_bytes, written))
             self.costs[name.removesuffix("_triton")].append(Cost(1, flops, moved))

@@ -26,6 +26,11 @@ def format_of(*tensors: Tensor) -> torch.memory_format:
     return torch.channels_last if any(map(is_channels_last, tensors)) else torch.contiguous_format
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``; for meta tensors it never is."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def autocast(*tensors: Tensor | None) -> list[Any]:
     """The tensors as autocast hands them to a convolution: float64 is left alone."""
     device = next(t for t in tensors if t is not None).device.type

@@ -24,6 +24,7 @@ from pspfast.ops._checks import (
     check_residual,
     check_same,
     format_of,
+    is_autocast,
     is_channels_last,
 )
 from pspfast.ops._fastest import fastest, size_class
@@ -78,7 +79,7 @@ def dilated_conv2d(
     2e-7 to 2e-6. An infinite or NaN value of x makes NaN of all results of its tile of 4×4, with an
     edge of 6×6 inputs, instead of those it reaches.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocast(x):
         x, weight, bias, residual = autocast(x, weight, bias, residual)
     arguments = _Arguments(x, weight, bias, dilation, residual, relu)
     match backends.select(_OP, x, has_cuda_kernel=False):
@@ -175,7 +176,10 @@ def _check(arguments: _Arguments) -> None:
         check_residual(_OP, residual, [x.shape[0], out_channels, *x.shape[2:]], x)
 
 
-def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+def _fake(*arguments: Any) -> Tensor:
+    # A meta tensor among others brings the op here.
+    _check(_Arguments(*arguments))
+    x, weight, *_ = arguments
     return _empty(x, weight.shape[0], format_of(x, weight))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_bins, check_map, check_priors, format_of
+from pspfast.ops._checks import check_bins, check_map, check_priors, format_of, is_autocast
 
 
 def pyramid_concat(
@@ -42,7 +42,7 @@ def pyramid_concat(
     The gradient of ``x`` is a view of the result's; that of ``priors`` is a gather and
     bit-reproducible.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocast(x):
         dtype = torch.promote_types(x.dtype, priors.dtype)
         x, priors = x.to(dtype), priors.to(dtype)
     match backends.select("pyramid_concat", x):

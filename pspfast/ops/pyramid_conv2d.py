@@ -28,6 +28,7 @@ from pspfast.ops._checks import (
     check_priors,
     check_same,
     format_of,
+    is_autocast,
     sum_dtype,
 )
 from pspfast.ops.dilated_conv2d import dilated_conv2d
@@ -75,7 +76,7 @@ def pyramid_conv2d(
 
     All gradients of the pyramid's share are gathers and bit-reproducible.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocast(x):
         x, priors, weight, bias = autocast(x, priors, weight, bias)
     _check_inputs(x, priors, weight, bins, bias)
     backend = backends.select("pyramid_conv2d", x)

@@ -115,6 +115,11 @@ def _check_inputs(
             f"{_OP}: target: expected [N, H, W] with N of logits {list(logits.shape)}, "
             f"got shape {list(target.shape)}"
         )
+    for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is not None and tensor.device != logits.device:
+            raise ValueError(
+                f"{_OP}: {name}: expected device {logits.device} as logits, got {tensor.device}"
+            )
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"{_OP}: target: expected integers, got {target.dtype}")
     if weight is not None and weight.shape != (classes,):

@@ -39,7 +39,7 @@ def upsample_softmax(
     Raises:
         ValueError: a shape or device is not as above.
         TypeError: a dtype is not as above.
-        RuntimeError: ``out`` is given and gradients are asked for.
+        RuntimeError: ``out`` is given and gradients are asked for, of the logits or of ``out``.
     """
     height, width = size
     differentiable = torch.is_grad_enabled() and logits.requires_grad
@@ -49,11 +49,8 @@ def upsample_softmax(
     suffix = "_triton" if backend == "triton" else ""
     if backend in ("reference", "triton") or differentiable:
         check_logits("upsample_softmax", logits, size)
-    if out is not None and out.shape != (*logits.shape[:2], height, width):
-        raise ValueError(
-            f"upsample_softmax: out: expected shape {[*logits.shape[:2], height, width]}, "
-            f"got {list(out.shape)}"
-        )
+    if out is not None:
+        _check_out(out, logits, [height, width])
     if backend == "reference" or differentiable:
         values = weight * upsample_softmax_reference(logits, size, align_corners, flip)
         return values if out is None else out.add_(values)
@@ -62,6 +59,8 @@ def upsample_softmax(
         return op(logits, height, width, align_corners, flip, weight)
     op = getattr(torch.ops.pspfast, f"upsample_softmax_add{suffix}")
     op(out, logits, align_corners, flip, weight)
+    # Autograd then knows that what it may have kept has changed.
+    torch.autograd.graph.increment_version(out)
     return out
 
 
@@ -73,6 +72,25 @@ def upsample_softmax_reference(
     logits = F.interpolate(logits, list(size), mode="bilinear", align_corners=align_corners)
     probabilities = logits.softmax(1)
     return probabilities.flip(3) if flip else probabilities
+
+
+def _check_out(out: Tensor, logits: Tensor, size: list[int]) -> None:
+    shape = [*logits.shape[:2], *size]
+    if list(out.shape) != shape:
+        raise ValueError(f"upsample_softmax: out: expected shape {shape}, got {list(out.shape)}")
+    if out.device != logits.device:
+        raise ValueError(
+            f"upsample_softmax: out: expected device {logits.device} as logits, got {out.device}"
+        )
+    if torch.is_grad_enabled() and out.requires_grad:
+        raise RuntimeError(
+            "upsample_softmax: out: expected a tensor that requires no gradient, got one that does"
+        )
+    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError(
+            "upsample_softmax: out: expected memory of its own for each element, got an expanded "
+            f"tensor of strides {list(out.stride())}"
+        )
 
 
 def _fake(
