@@ -15,13 +15,13 @@ from .jit.dilated_conv2d import (
     grad_weight_kernel,
     grad_weight_tf32_kernel,
 )
-from .launch import empty_map, on_the_device_of_the_first, width_divisor
+from .launch import empty_map, launches_on_tensor_device, next_power_of_2, width_divisor
 
-# The weight gradient's pixels are split for this many programs of 128 by 128, four on each of 132
-# multiprocessors, unless a program had too few pixels for its start and its sum to be small.
+# The weight gradient splits pixels until it has this many programs of 128 by 128, four on each of
+# 132 multiprocessors. With fewer pixels than the least, a program's start and sum cost too much.
 _ENOUGH_PROGRAMS = 132 * 4
 _LEAST_PIXELS = 1024
-# From so many channels on offsets in a block leave int32: 256 filters of 9 taps.
+# From so many channels on, offsets in a block of 256 filters of 9 taps leave int32.
 _LONG_CHANNELS = 2**31 // (256 * 9)
 
 
@@ -35,23 +35,16 @@ def _ieee(x: Tensor) -> bool:
 
 
 def _channel_block(channels: int, x: Tensor, ieee: bool) -> int:
-    """Channels that a program adds at a time: 128 bytes, the swizzle of tensor cores."""
+    """Channels that a program adds at a time: at most 128 bytes, the swizzle of tensor cores."""
     most = 16 if ieee else 128 // x.element_size()
     return min(16 if channels <= 16 else 32 if channels <= 32 else 64, most)
-
-
-def _size_class(pixels: int) -> int:
-    """Pixels up to which a kernel is tuned at once: the next power of two."""
-    size = 1
-    while size < pixels:
-        size *= 2
-    return size
 
 
 def _sizes(
     x: Tensor, channels: int, out_channels: int, dilation: int
 ) -> tuple[tuple[int, ...], dict[str, object]]:
-    """Sizes that both kernels take behind the number of pixels, and what they know of channels."""
+    """Sizes that both kernels take behind the number of pixels, and their constants that depend on
+    the numbers of channels."""
     height, width = x.shape[2:]
     divisor, out_divisor = width_divisor(channels), width_divisor(out_channels)
     sizes = (
@@ -60,7 +53,8 @@ def _sizes(
         height,
         width,
         dilation,
-        _size_class(x.shape[0] * height * width),
+        # Numbers of pixels up to the same power of two are tuned at once.
+        next_power_of_2(x.shape[0] * height * width),
     )
     constants = {
         "CHANNEL_DIVISOR": divisor,
@@ -70,12 +64,12 @@ def _sizes(
     return sizes, constants
 
 
-def _grid(rows: int, cols: int, parts: int = 1) -> Callable[[dict[str, Any]], tuple[int]]:
-    """Blocks of a result, as many as tuning's choice makes them."""
+def _grid(rows: int, cols: int, results: int = 1) -> Callable[[dict[str, Any]], tuple[int]]:
+    """A program for every block of ``results`` matrices [rows, cols]; tuning chooses the blocks."""
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         blocks = triton.cdiv(rows, meta["BLOCK_M"]) * triton.cdiv(cols, meta["BLOCK_N"])
-        return (parts * blocks,)
+        return (results * blocks,)
 
     return grid
 
@@ -118,7 +112,7 @@ def _convolve(
     return out
 
 
-@on_the_device_of_the_first
+@launches_on_tensor_device
 def dilated_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -132,7 +126,7 @@ def dilated_conv2d(
     return _convolve(x, weight, weight.shape[0], dilation, bias, residual, relu)
 
 
-@on_the_device_of_the_first
+@launches_on_tensor_device
 def dilated_conv2d_grad_input(grad: Tensor, weight: Tensor, dilation: int) -> Tensor:
     """Gradient ``[N, C, H, W]`` of x for that of the result; channels_last."""
     # Tensor cores of sm_90 and later do not transpose 32-bit operands.
@@ -142,7 +136,7 @@ def dilated_conv2d_grad_input(grad: Tensor, weight: Tensor, dilation: int) -> Te
     return _convolve(grad, filters, weight.shape[1], -dilation, transposed=transposed)
 
 
-@on_the_device_of_the_first
+@launches_on_tensor_device
 def dilated_conv2d_grad_weight(grad: Tensor, x: Tensor, dilation: int) -> Tensor:
     """Gradient ``[O, C, 3, 3]`` of the weight, channels_last, for that of the result."""
     grad, x = _channels_last(grad), _channels_last(x)

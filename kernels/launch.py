@@ -10,13 +10,13 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def on_the_device_of_the_first(launcher: Callable[..., T]) -> Callable[..., T]:
-    """Decorates a launcher whose first argument is a tensor: Triton launches on the current device,
-    which may not be the tensors'."""
+def launches_on_tensor_device(launcher: Callable[..., T]) -> Callable[..., T]:
+    """Decorates a launcher: makes the device of its first argument, a tensor, the current one. That
+    is where Triton launches."""
 
     @functools.wraps(launcher)
     def launch(first: Tensor, *args: Any, **kwargs: Any) -> T:
-        if not torch.cuda.is_available():  # It is traced, or interpreted.
+        if not torch.cuda.is_available():  # The launch is traced or interpreted.
             return launcher(first, *args, **kwargs)
         with torch.cuda.device_of(first):
             return launcher(first, *args, **kwargs)
@@ -25,15 +25,15 @@ def on_the_device_of_the_first(launcher: Callable[..., T]) -> Callable[..., T]:
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:
-    """x ``[N, C, H, W]`` in a format that kernels read, and whether that is channels_last: x itself
-    if it is contiguous or channels_last, else a contiguous copy."""
+    """x ``[N, C, H, W]`` in a format that kernels read, and whether the format is channels_last: x
+    itself if it is contiguous or channels_last, else a contiguous copy."""
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return x, True
     return x.contiguous(), False
 
 
 def empty_map(like: Tensor, shape: tuple[int, int, int, int], channels_last: bool) -> Tensor:
-    """A map of this shape ``[N, C, H, W]``, with dtype and device of ``like``."""
+    """A map of this shape ``[N, C, H, W]``, of the dtype and on the device of ``like``."""
     batch, channels, height, width = shape
     if channels_last:
         return like.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
@@ -41,11 +41,24 @@ def empty_map(like: Tensor, shape: tuple[int, int, int, int], channels_last: boo
 
 
 def column_block(width: int) -> int:
-    """Columns of a program; 64 floats of 32 channels are 16 registers of each of 128 threads."""
+    """Columns of a program, at most 64: of 32 channels, these take 16 registers of each of 128
+    threads."""
     return 16 if width <= 16 else 32 if width <= 32 else 64
 
 
 def width_divisor(width: int) -> int:
-    """The power of two, at most 16, that divides the offset of every row of a contiguous map.
-    Elements of 16 bits need 8 of it for accesses of 16 bytes."""
+    """The largest power of two up to 16 that divides ``width``, and so the offset of every row of a
+    contiguous map. Accesses of 16 bytes need 8 for elements of 16 bits, 4 for float32."""
     return next(d for d in (16, 8, 4, 2, 1) if width % d == 0)
+
+
+def next_power_of_2(least: int) -> int:
+    """The smallest power of two that is not below ``least``.
+
+    It compares where ``triton.next_power_of_2`` shifts bits: torch.compile traces comparisons of
+    sizes that vary.
+    """
+    power = 1
+    while power < least:
+        power *= 2
+    return power

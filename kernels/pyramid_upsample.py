@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import torch
+import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
 from .jit.pyramid_upsample import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
-from .launch import column_block, dense, empty_map, on_the_device_of_the_first, width_divisor
+from .launch import column_block, dense, empty_map, launches_on_tensor_device, width_divisor
 
 # Channels of a program at most. Forward, channels share the weights of the columns, so many is
 # better: 64, of 64 columns, are 32 registers of each of 128 threads. Backward, a thread holds three
@@ -21,7 +22,7 @@ def _channel_block(channels: int, most: int) -> int:
     return 16 if channels <= 16 else 32 if channels <= 32 else most
 
 
-@on_the_device_of_the_first
+@launches_on_tensor_device
 def pyramid_concat_forward(
     x: Tensor, priors: Tensor, bins: Sequence[int], align_corners: bool
 ) -> Tensor:
@@ -35,9 +36,11 @@ def pyramid_concat_forward(
     if out.numel() == 0:
         return out
     block_w, block_c = column_block(width), _channel_block(channels, _FORWARD_CHANNELS)
-    channel_blocks = -(-copied_channels // block_c) + len(bins) * -(-channels // block_c)
+    copied_blocks, level_blocks = (triton.cdiv(c, block_c) for c in (copied_channels, channels))
+    channel_blocks = copied_blocks + len(bins) * level_blocks
     divisor = width_divisor(width)
-    wrap_triton(concat_fwd_kernel)[(batch * channel_blocks * -(-width // block_w) * height,)](
+    grid = (batch * channel_blocks * triton.cdiv(width, block_w) * height,)
+    wrap_triton(concat_fwd_kernel)[grid](
         x,
         priors,
         out,
@@ -56,7 +59,7 @@ def pyramid_concat_forward(
     return out
 
 
-@on_the_device_of_the_first
+@launches_on_tensor_device
 def pyramid_upsample_add_forward(
     base: Tensor,
     mixed: Tensor,
@@ -66,7 +69,7 @@ def pyramid_upsample_add_forward(
     relu: bool,
 ) -> Tensor:
     """base ``[N, O, H, W]`` plus bias ``[O]`` plus, over all levels and taps, mixed
-    ``[N, S, k, k, O]`` upsampled and shifted by the tap; in memory as base is."""
+    ``[N, S, k, k, O]``, float32, upsampled and shifted by the tap; in memory as base is."""
     base, channels_last = dense(base)
     batch, channels, height, width = base.shape
     out = empty_map(base, (batch, channels, height, width), channels_last)
@@ -74,7 +77,7 @@ def pyramid_upsample_add_forward(
         return out
     block_w, block_c = column_block(width), _channel_block(channels, _FORWARD_CHANNELS)
     divisor = width_divisor(width)
-    grid = (batch * -(-channels // block_c) * -(-width // block_w) * height,)
+    grid = (batch * triton.cdiv(channels, block_c) * triton.cdiv(width, block_w) * height,)
     wrap_triton(add_fwd_kernel)[grid](
         base,
         mixed.contiguous(),
@@ -114,13 +117,13 @@ def _backward(
     if batch * channels == 0:
         return grad.new_empty(shape, dtype=dtype)
     block_w, block_c = column_block(width), _channel_block(channels, _BACKWARD_CHANNELS)
-    column_blocks = -(-width // block_w)
+    column_blocks = triton.cdiv(width, block_w)
     # Programs of other columns write sums of their own, which are added here.
     grad_values = grad.new_empty(
         (column_blocks, *shape), dtype=dtype if column_blocks == 1 else torch.float32
     )
     divisor = width_divisor(width)
-    grid = (batch * -(-channels // block_c) * column_blocks * sum(bins),)
+    grid = (batch * triton.cdiv(channels, block_c) * column_blocks * sum(bins),)
     wrap_triton(bwd_kernel)[grid](
         grad,
         grad_values,
@@ -143,7 +146,7 @@ def _backward(
     return grad_values[0] if column_blocks == 1 else grad_values.sum(0).to(dtype)
 
 
-@on_the_device_of_the_first
+@launches_on_tensor_device
 def pyramid_concat_backward(
     grad: Tensor, bins: Sequence[int], align_corners: bool, channels: int
 ) -> Tensor:
@@ -153,7 +156,7 @@ def pyramid_concat_backward(
     return grad_priors.flatten(1, 3).transpose(1, 2)
 
 
-@on_the_device_of_the_first
+@launches_on_tensor_device
 def pyramid_upsample_add_backward(
     grad: Tensor, bins: Sequence[int], align_corners: bool, kernel_size: int
 ) -> Tensor:

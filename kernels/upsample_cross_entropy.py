@@ -1,12 +1,13 @@
 """upsample_cross_entropy in Triton: what the op calls; its kernels are in jit/."""
 
 import torch
+import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
 from .jit.upsample_cross_entropy import loss_bwd_kernel, loss_fwd_kernel
-from .jit.upsample_tiles import plan, upsampling
-from .launch import empty_map, on_the_device_of_the_first
+from .launch import empty_map, launches_on_tensor_device
+from .upsample_tiles import plan, upsampling
 
 _WRONG_LABEL = "upsample_cross_entropy: target: a label is neither a class nor ignore_index"
 
@@ -26,7 +27,7 @@ def _float_weight(weight: Tensor | None, instead: Tensor) -> Tensor:
     return instead if weight is None else weight.to(torch.float32).contiguous()
 
 
-@on_the_device_of_the_first
+@launches_on_tensor_device
 def upsample_cross_entropy_forward(
     logits: Tensor,
     target: Tensor,
@@ -68,7 +69,7 @@ def upsample_cross_entropy_forward(
     return loss.float(), lse, weight_sum.float(), labels
 
 
-@on_the_device_of_the_first
+@launches_on_tensor_device
 def upsample_cross_entropy_backward(
     scale: Tensor,
     logits: Tensor,
@@ -93,12 +94,12 @@ def upsample_cross_entropy_backward(
     rounds = max((_BACKWARD_COLS + 1) * positions // max(sources, 1) // _BACKWARD_WIDTH, 1)
     tile_cols = rounds * _BACKWARD_WIDTH * sources // positions - 1
     tile_cols = int(min(max(tile_cols, 1), _BACKWARD_COLS))
-    tiles = batch * -(-classes // _BACKWARD_CLASSES) * -(-cols // tile_cols)
+    tiles = batch * triton.cdiv(classes, _BACKWARD_CLASSES) * triton.cdiv(cols, tile_cols)
     tile_rows = _MOST_ROWS
-    while tile_rows > 1 and tiles * -(-rows // tile_rows) < _ENOUGH_PROGRAMS:
+    while tile_rows > 1 and tiles * triton.cdiv(rows, tile_rows) < _ENOUGH_PROGRAMS:
         tile_rows //= 2
     constants = {k: v for k, v in p.constants.items() if k not in ("BLOCK_K", "BLOCK_R", "BLOCK_W")}
-    wrap_triton(loss_bwd_kernel)[(tiles * -(-rows // tile_rows),)](
+    wrap_triton(loss_bwd_kernel)[(tiles * triton.cdiv(rows, tile_rows),)](
         scale.to(torch.float32),
         p.logits,
         target.to(torch.int64).contiguous(),

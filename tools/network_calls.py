@@ -18,6 +18,7 @@ from pspfast.kernels import (
     pyramid_upsample,
     upsample_argmax,
     upsample_cross_entropy,
+    upsample_softmax,
 )
 from tools.cuda_launches import CudaLaunch, cuda_launches
 
@@ -219,7 +220,7 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     output = _integers(*probabilities.stride(), False, True, 0x3FF << 52)
     yield call(
         "upsample_softmax, added",
-        lambda: upsample_argmax.upsample_softmax_add(probabilities, logits, True, False, 1.0),
+        lambda: upsample_softmax.upsample_softmax_add(probabilities, logits, True, False, 1.0),
         lambda: cuda_launches(
             "upsample_argmax", "upsample_softmax", problem, output, *_pointers(2)
         ),
@@ -235,25 +236,25 @@ def _batch_norm_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]
     if not channels_last:
         return
     call = partial(Call, dtype, True)
-    z = _empty((BATCH, 256, 119, 119), dtype, True)
+    x = _empty((BATCH, 256, 119, 119), dtype, True)
     weight = _empty((256,), torch.float32)
-    arguments = (weight, weight, z, True, 1e-5)
-    of_z = (z.numel(), "of the map")
+    arguments = (weight, weight, x, True, 1e-5)
+    of_x = (x.numel(), "of the map")
     yield call(
         "batch_norm_relu",
-        lambda: batch_norm_relu.batch_norm_relu_forward(z, *arguments),
+        lambda: batch_norm_relu.batch_norm_relu_forward(x, *arguments),
         None,
-        (z.nbytes, None, 3 * z.nbytes),
+        (x.nbytes, None, 3 * x.nbytes),
         (),
-        *of_z,
+        *of_x,
     )
     yield call(
         "batch_norm_relu backward",
-        lambda: batch_norm_relu.batch_norm_relu_backward(z, z, weight, weight, *arguments),
+        lambda: batch_norm_relu.batch_norm_relu_backward(x, x, weight, weight, *arguments),
         None,
-        (4 * z.nbytes, None, 3 * z.nbytes),
+        (4 * x.nbytes, None, 3 * x.nbytes),
         (),
-        *of_z,
+        *of_x,
     )
 
 

@@ -48,6 +48,7 @@ def _tuned(kernel: JITFunction, tiles: tuple[tuple[int, int, int, int], ...]) ->
 
 @triton.jit
 def _channel_count(quotient, DIVISOR: tl.constexpr, LONG_CHANNELS: tl.constexpr):
+    """quotient * DIVISOR, in int64 with LONG_CHANNELS."""
     if LONG_CHANNELS:
         # Not .to: a quotient of 1 is a constant.
         return quotient * tl.full([], DIVISOR, tl.int64)
@@ -58,6 +59,7 @@ def _channel_count(quotient, DIVISOR: tl.constexpr, LONG_CHANNELS: tl.constexpr)
 
 @triton.jit
 def _dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
+    """b_sum plus the product of both matrices, in float32."""
     if _UPCAST:
         b_left = b_left.to(tl.float32)
         b_right = b_right.to(tl.float32)
@@ -117,8 +119,9 @@ def _conv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Weights are [O, 3, 3, C], transposed ones [C, 3, 3, O], where C channels are read and O are
-    written; a negative dilation takes opposite taps."""
+    """out [pixels, O]: x [pixels, C] convolved with weight [O, 3, 3, C], or [C, 3, 3, O] if
+    TRANSPOSED; plus bias [O] if HAS_BIAS and residual [pixels, O] if HAS_RESIDUAL; with RELU not
+    below zero. C are the channels, O the out channels. A negative dilation takes opposite taps."""
     channels = _channel_count(channels_quotient, CHANNEL_DIVISOR, LONG_CHANNELS)
     out_channels = _channel_count(out_channels_quotient, OUT_CHANNEL_DIVISOR, LONG_CHANNELS)
     # Output channels innermost: programs that run together read the same pixels.
@@ -142,7 +145,7 @@ def _conv_kernel(
         o_weight = o_k[:, None] + o_n[None, :] * (9 * channels)
         p_weight += first_n * (9 * channels)
 
-    # What is added stands here, where no registers hold the sum yet.
+    # Residual and bias are loaded here, where no registers hold the sum yet.
     o_out = o_m[:, None] * out_channels + o_n[None, :]
     m_out = m_m[:, None] & m_n[None, :]
     first_out = first_m * out_channels + first_n
@@ -193,7 +196,8 @@ def _grad_weight_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Gradients [splits, O, 3, 3, C], each of ``split_pixels`` pixels, which BLOCK_K divides."""
+    """grad_weight [splits, O, 3, 3, C] for grad [pixels, O] and x [pixels, C]: sums over
+    ``split_pixels`` pixels each, which BLOCK_K divides. C are the channels, O the out channels."""
     channels = _channel_count(channels_quotient, CHANNEL_DIVISOR, LONG_CHANNELS)
     out_channels = _channel_count(out_channels_quotient, OUT_CHANNEL_DIVISOR, LONG_CHANNELS)
     # Taps innermost: programs that run together read the same pixels.
@@ -217,7 +221,7 @@ def _grad_weight_kernel(
     row, col = _rows_and_cols(begin, height, width, BLOCK_K)
     tap_rows = (tap // 3 - 1) * dilation
     tap_cols = (tap % 3 - 1) * dilation
-    # A block of pixels further: so many rows and columns, no division in the loop.
+    # The next block of pixels is so many rows and columns further: the loop has no division.
     step_rows = BLOCK_K // width % height
     step_cols = BLOCK_K % width
 

@@ -7,6 +7,10 @@ columns by a product of matrices. Backward, a program gathers for one row of bin
 the map first, and their columns at the end by the transposed product.
 
 Products are in float32 throughout ("ieee"): tensor cores would round the weights to 11 bits.
+
+Maps [N, C, H, W] are [N, H, W, C] in memory with CHANNELS_LAST. S = Σ b² of BINS, k is KERNEL_SIZE.
+The width is a quotient times WIDTH_DIVISOR: the product shows the compiler what divides the offset
+of every row.
 """
 
 import triton
@@ -40,23 +44,25 @@ def _locate(rows, column_blocks, channel_blocks):
 @triton.jit
 def _upsample(
     p_image,
-    first_bin_column,
-    end_bin_column,
+    strides,
+    bin_columns,
     o_c,
-    channels,
-    tap_stride,
-    channel_stride,
+    m_c,
     row,
     o_w,
-    height,
-    width,
+    size,
     BINS: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
 ):
-    """Upsampled [columns, channels] of a row of the map: the sum over the given columns of bins,
-    which are counted over all levels. Values are an image's [S, k, k, channels], of these strides.
+    """Upsampled [columns, channels] of a row of a map of ``size`` (H, W).
+
+    It is the sum over columns of bins, ``bin_columns`` (first, end), counted over all levels. The
+    values are an image's [S, k, k, C] with ``strides`` (of a tap, of a channel).
     """
+    tap_stride, channel_stride = strides
+    first_bin_column, end_bin_column = bin_columns
+    height, width = size
     b_sum = tl.zeros([o_w.shape[0], o_c.shape[0]], tl.float32)
     o_value = (o_c * channel_stride)[None, :]
     # What a tap reads above or below the map is zero.
@@ -68,7 +74,7 @@ def _upsample(
         o_k = first_k + tl.arange(0, _BLOCK_K)
         kx = o_k % KERNEL_SIZE
         _, bins, first_bin, v = locate_axis_bins(o_k // KERNEL_SIZE, BINS)
-        m_value = (o_k < end_k)[:, None] & (o_c < channels)[None, :]
+        m_value = (o_k < end_k)[:, None] & m_c[None, :]
         b_mixed = tl.zeros([_BLOCK_K, o_c.shape[0]], tl.float32)
         for i in tl.range(first_i, end_i, num_stages=1):
             ky = i - row + KERNEL_SIZE // 2
@@ -105,8 +111,9 @@ def concat_fwd_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A program copies a block of channels of x or upsamples one of a level."""
-    # A product shows the compiler what divides the offset of every row.
+    """out [N, C + L * R, H, W]: x [N, C, H, W], and behind it every level of priors [N, R, S], of
+    these strides, upsampled. C are the copied channels and R the channels. A program copies a block
+    of channels of x, or upsamples one of a level."""
     width = width_quotient * WIDTH_DIVISOR
     copied_blocks = tl.cdiv(copied_channels, BLOCK_C)
     level_blocks = tl.cdiv(channels, BLOCK_C)
@@ -130,23 +137,21 @@ def concat_fwd_kernel(
         for level in tl.static_range(len(BINS)):
             first_bin_column += tl.where(level < i_level, BINS[level], 0)
             end_bin_column += tl.where(level <= i_level, BINS[level], 0)
+        m_c = o_c < channels
         b_out = _upsample(
             p_priors + i_n * image_stride,
-            first_bin_column,
-            end_bin_column,
+            (bin_stride, channel_stride),
+            (first_bin_column, end_bin_column),
             o_c,
-            channels,
-            bin_stride,
-            channel_stride,
+            m_c,
             row,
             o_w,
-            height,
-            width,
+            (height, width),
             BINS,
-            1,
-            ALIGN_CORNERS,
+            KERNEL_SIZE=1,
+            ALIGN_CORNERS=ALIGN_CORNERS,
         )
-        m_out = (o_w < width)[:, None] & (o_c < channels)[None, :]
+        m_out = (o_w < width)[:, None] & m_c[None, :]
         o_c += copied_channels + i_level * channels
         o_out = map_offsets(i_n, o_c, row, o_w, out_channels, height, width, CHANNELS_LAST)
         tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
@@ -172,7 +177,9 @@ def add_fwd_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    # A product shows the compiler what divides the offset of every row.
+    """out [N, O, H, W]: base [N, O, H, W], plus bias [O] if HAS_BIAS, plus mixed [N, S, k, k, O],
+    float32, of all levels and taps, upsampled and shifted by the tap; with RELU not below zero. O
+    are the channels."""
     width = width_quotient * WIDTH_DIVISOR
     row, i_w, i_block, i_n = _locate(height, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C))
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
@@ -183,16 +190,13 @@ def add_fwd_kernel(
         bin_columns += BINS[level]
     b_out = _upsample(
         p_mixed + i_n * bin_count * (KERNEL_SIZE * KERNEL_SIZE) * channels,
-        0,
-        bin_columns,
+        (channels, 1),
+        (0, bin_columns),
         o_c,
-        channels,
-        channels,
-        1,
+        m_c,
         row,
         o_w,
-        height,
-        width,
+        (height, width),
         BINS,
         KERNEL_SIZE,
         ALIGN_CORNERS,
@@ -235,13 +239,15 @@ def bwd_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A program gathers for a row of bins of a level, over a block of columns of the map.
+    """grad_values [column blocks, N, S, k, k, C]: what a block of columns of grad [N, map channels,
+    H, W] gives to the values [N, S, k, k, C] that were upsampled. From ``first_channel`` on, grad
+    has the C channels of every level, one level behind the other, or, if SUM_LEVELS, of their sum.
 
-    It reads the rows of the map between the neighbouring rows of bins, and one more at either side
-    for taps: every level reads the map about twice, a single bin once. Programs of the same
-    channels are neighbours: the L2 cache has what another read.
+    A program gathers for a row of bins of a level, over a block of columns of the map. It reads the
+    rows of the map between the neighbouring rows of bins, and one more at either side for taps:
+    every level reads the map about twice, a single bin once. Programs of the same channels are
+    neighbours: the L2 cache has what another read.
     """
-    # A product shows the compiler what divides the offset of every row.
     width = width_quotient * WIDTH_DIVISOR
     bin_rows = 0
     for level in tl.static_range(len(BINS)):

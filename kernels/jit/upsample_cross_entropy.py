@@ -25,6 +25,7 @@ from .upsample_tiles import (
 
 @triton.jit
 def _sum_of_weights(p_weight, classes, WEIGHTED: tl.constexpr):
+    """The sum of all classes' weights [K], or K if these are all 1."""
     if WEIGHTED:
         b_sum = tl.zeros([128], tl.float32)
         for first_k in tl.range(0, classes, 128, num_stages=1):
@@ -39,8 +40,8 @@ def _sum_of_weights(p_weight, classes, WEIGHTED: tl.constexpr):
 def _load_targets(
     p_target, p_weight, o_pixel, m_pixel, classes, ignore_index, WEIGHTED: tl.constexpr
 ):
-    """Pixels' classes, -1 where ignored or wrong, in int32; whether they are wrong; and their
-    weights, 0 without a class."""
+    """Of every pixel: its class in int32, -1 where ignored or wrong; whether it is wrong; and the
+    class's weight, 0 without a class. targets are [N, H, W], weights [K]."""
     b_target = tl.load(p_target + o_pixel, mask=m_pixel, other=0)
     m_given = m_pixel & (b_target != ignore_index)
     m_class = m_given & (b_target >= 0) & (b_target < classes)
@@ -53,36 +54,27 @@ def _load_targets(
 
 @triton.jit
 def _target_logits(
-    p_logits,
-    i_n,
-    b_target,
-    source,
-    row_weight,
-    low,
-    high,
-    weight,
-    classes,
-    rows,
-    cols,
-    CHANNELS_LAST: tl.constexpr,
+    p_logits, shape, i_n, b_target, source, row_weight, columns, CHANNELS_LAST: tl.constexpr
 ):
     """The logit of every pixel's own class, [rows, columns], interpolated as load_tile does."""
-    behind = tl.minimum(source + 1, rows - 1)
+    classes, rows, cols = shape
+    low, high, weight = columns
+    second = tl.minimum(source + 1, rows - 1)
     if CHANNELS_LAST:
         p_first = p_logits + (i_n * rows + source) * cols * classes + b_target
-        p_behind = p_logits + (i_n * rows + behind) * cols * classes + b_target
+        p_second = p_logits + (i_n * rows + second) * cols * classes + b_target
         stride = classes
     else:
         p_first = p_logits + ((i_n * classes + b_target) * rows + source) * cols
-        p_behind = p_logits + ((i_n * classes + b_target) * rows + behind) * cols
+        p_second = p_logits + ((i_n * classes + b_target) * rows + second) * cols
         stride = 1
     o_low = (low.to(tl.int64) * stride)[None, :]
     o_high = (high.to(tl.int64) * stride)[None, :]
     b_low = tl.load(p_first + o_low).to(tl.float32)
     b_high = tl.load(p_first + o_high).to(tl.float32)
     b_first = b_low + weight[None, :] * (b_high - b_low)
-    b_low = tl.load(p_behind + o_low).to(tl.float32)
-    b_high = tl.load(p_behind + o_high).to(tl.float32)
+    b_low = tl.load(p_second + o_low).to(tl.float32)
+    b_high = tl.load(p_second + o_high).to(tl.float32)
     b_step = b_low + weight[None, :] * (b_high - b_low) - b_first
     return b_first + row_weight[:, None] * b_step
 
@@ -112,9 +104,17 @@ def loss_fwd_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    # A product shows the compiler what divides the offset of every pixel's classes.
+    """Cross-entropy of logits [N, K, rows, cols], upsampled to H by W, and target [N, H, W], int64;
+    weight [K], float32, is read if WEIGHTED.
+
+    lse [N, H, W], float32: every pixel's logsumexp. labels [N, H, W], integers: the class of its
+    largest logit, if WITH_LABELS. sums [programs, 3], float64: of losses, of weights, and of wrong
+    labels, each over the pixels of a program.
+    """
+    # The product shows the compiler what divides the offset of every pixel's classes.
     classes = classes_quotient * CLASS_DIVISOR
-    i_n, source, begin, end, o_w, low, high, weight = locate_tile(
+    shape = (classes, rows, cols)
+    i_n, source, begin, end, o_w, columns = locate_tile(
         rows, cols, height, width, ALIGN_CORNERS, LONG_AXES, BLOCK_W
     )
     if LABEL_SMOOTHING > 0:
@@ -126,22 +126,18 @@ def loss_fwd_kernel(
         o_r, row_weight = rows_of_tile(first_row, height, rows, ALIGN_CORNERS, BLOCK_R)
         b_largest, b_sum, b_label, b_mean = reduce_classes(
             p_logits,
+            shape,
             p_weight,
             i_n,
             source,
             row_weight,
-            low,
-            high,
-            weight,
-            classes,
-            rows,
-            cols,
+            columns,
             CHANNELS_LAST,
-            True,
-            WITH_LABELS,
-            LABEL_SMOOTHING > 0,
-            WEIGHTED,
-            BLOCK_K,
+            WITH_SUM=True,
+            WITH_LABEL=WITH_LABELS,
+            WITH_MEAN=LABEL_SMOOTHING > 0,
+            WEIGHTED=WEIGHTED,
+            BLOCK_K=BLOCK_K,
         )
         b_lse = b_largest + tl.log(b_sum)
         o_pixel = (i_n * height + o_r)[:, None] * width + o_w[None, :]
@@ -154,19 +150,9 @@ def loss_fwd_kernel(
             p_target, p_weight, o_pixel, m_pixel, classes, ignore_index, WEIGHTED
         )
         # The target's logit is interpolated once more: cheaper than a look at every class.
+        o_class = tl.maximum(b_target, 0).to(tl.int64)
         b_value = _target_logits(
-            p_logits,
-            i_n,
-            tl.maximum(b_target, 0).to(tl.int64),
-            source,
-            row_weight,
-            low,
-            high,
-            weight,
-            classes,
-            rows,
-            cols,
-            CHANNELS_LAST,
+            p_logits, shape, i_n, o_class, source, row_weight, columns, CHANNELS_LAST
         )
         b_loss = (1.0 - LABEL_SMOOTHING) * b_weight * (b_lse - b_value)
         if LABEL_SMOOTHING > 0:
@@ -207,14 +193,18 @@ def loss_bwd_kernel(
     BLOCK_COLS: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    # A product shows the compiler what divides the offset of every pixel's classes.
+    """grad_logits [N, K, rows, cols]: scale [] times the gradient of the sum of losses with respect
+    to logits, in memory as these are. lse [N, H, W] is what loss_fwd_kernel writes; target, weight
+    and logits are what it takes."""
+    # The product shows the compiler what divides the offset of every pixel's classes.
     classes = classes_quotient * CLASS_DIVISOR
+    shape = (classes, rows, cols)
     # Classes innermost: programs that run together read the same targets and lse.
     i_program = tl.program_id(0)
     class_blocks = tl.cdiv(classes, BLOCK_K)
     o_k = (i_program % class_blocks).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
-    # Reads of logits shall not lay threads out along classes where these are innermost in memory:
-    # a thread has one column, whose targets and lse serve all of its classes.
+    # Threads must not lie along classes, not even where these are innermost in memory: a thread has
+    # one column, whose targets and lse serve all of its classes. This hides the contiguity.
     o_k_read = tl.max_contiguous(o_k, 1)
     i_program //= class_blocks
     col_tiles = tl.cdiv(cols, TILE_COLS)
@@ -241,35 +231,24 @@ def loss_bwd_kernel(
         begin, end = positions_between(source, height, rows, ALIGN_CORNERS)
         b_here = b_carry
         b_carry = tl.zeros([BLOCK_K, BLOCK_COLS], tl.float32)
-        # Where logits have more rows than the image, many are between no two of its rows.
+        # Where logits have more rows than the image, no row of it lies behind many of theirs.
         end_round = tl.where(begin < end, end_w, begin_w)
         for first_w in tl.range(begin_w, end_round, BLOCK_W, num_stages=1):
             o_w = first_w + tl.arange(0, BLOCK_W)
             m_w = o_w < end_w
-            low, high, weight = interpolation_tap(
-                tl.minimum(o_w, width - 1), width, cols, ALIGN_CORNERS
-            )
+            columns = interpolation_tap(tl.minimum(o_w, width - 1), width, cols, ALIGN_CORNERS)
+            low, high, weight = columns
             b_first, b_step = load_between(
-                p_logits,
-                i_n,
-                o_k_read,
-                source,
-                low,
-                high,
-                weight,
-                classes,
-                rows,
-                cols,
-                CHANNELS_LAST,
+                p_logits, shape, i_n, o_k_read, source, columns, CHANNELS_LAST
             )
             b_upper = tl.zeros([BLOCK_K, BLOCK_W], tl.float32)
             b_lower = tl.zeros([BLOCK_K, BLOCK_W], tl.float32)
             if LABEL_SMOOTHING > 0:
-                # Of pixels that count, by their weights: the same for all classes.
+                # Weights of the rows of pixels that count: the same for all classes.
                 b_upper_count = tl.zeros([BLOCK_W], tl.float32)
                 b_lower_count = tl.zeros([BLOCK_W], tl.float32)
             for row in tl.range(begin, end, num_stages=1):
-                # All that the last row of logits can get, so nothing is left for one behind it.
+                # At the last row of logits this is 1: there is no row behind it to get the rest.
                 upper_weight = interpolation_weight(
                     row, height, source, position_of(rows, LONG_AXES), ALIGN_CORNERS
                 )
@@ -279,7 +258,7 @@ def loss_bwd_kernel(
                     p_target, p_weight, o_pixel, m_w, classes, ignore_index, WEIGHTED
                 )
                 m_class = b_target >= 0
-                # Without a class: the exponential of minus infinity is 0, whatever the logit.
+                # Without a class, lse is infinite: the exponential is then 0, whatever the logit.
                 b_lse = tl.load(p_lse + o_pixel, mask=m_w, other=0.0)
                 b_lse = tl.where(m_class, b_lse, float("inf"))
                 b_target_weight = (1.0 - LABEL_SMOOTHING) * b_weight
@@ -306,9 +285,9 @@ def loss_bwd_kernel(
             b_here = tl.dot(b_upper, b_spread, b_here, input_precision="ieee")
             b_carry = tl.dot(b_lower, b_spread, b_carry, input_precision="ieee")
 
-        # The first round of most programs is for what it carries only.
+        # The first round of most programs only gathers what it carries to the next.
         if source >= first_source:
-            o_grad = logit_offsets(i_n, o_k, source, o_col, classes, rows, cols, CHANNELS_LAST)
+            o_grad = logit_offsets(shape, i_n, o_k, source, o_col, CHANNELS_LAST)
             m_grad = (o_k < classes)[:, None] & (o_col < end_col)[None, :]
             b_grad_logits = (scale * b_here).to(p_grad_logits.dtype.element_ty)
             tl.store(p_grad_logits + o_grad, b_grad_logits, mask=m_grad)

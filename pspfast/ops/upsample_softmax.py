@@ -111,7 +111,7 @@ if "cpu" not in backends.MISSING:
 
 @backends.registers_triton_ops
 def _register_triton_ops() -> None:
-    from pspfast.kernels import upsample_argmax as kernels
+    from pspfast.kernels import upsample_softmax as kernels
 
     @torch.library.triton_op("pspfast::upsample_softmax_triton", mutates_args=())
     def _triton(

@@ -28,12 +28,12 @@ def launched(
     weight_dtype: torch.dtype = torch.float32,
 ) -> list[Any]:
     """The six kernels of forward and backward."""
-    z = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+    x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
     weight = torch.empty(shape[1], dtype=weight_dtype, device="meta")
-    residual = z if has_residual else None
+    residual = x if has_residual else None
     arguments = (weight, weight, residual, relu, 1e-5)
-    out, mean, var = batch_norm_relu.batch_norm_relu_forward(z, *arguments)
-    batch_norm_relu.batch_norm_relu_backward(out, z, mean, var, *arguments)
+    out, mean, var = batch_norm_relu.batch_norm_relu_forward(x, *arguments)
+    batch_norm_relu.batch_norm_relu_backward(out, x, mean, var, *arguments)
     taken = launches.taken()
     assert len(taken) == 6
     return taken
@@ -54,7 +54,7 @@ def assert_wide(launch: Any, code: Any, has_residual: bool) -> None:
         "grad_input_kernel": (2, 1),
     }[code.name]
     args = launch.args
-    tile_bytes = args["BLOCK_P"] * args["BLOCK_C"] * args["p_z"].element_size()
+    tile_bytes = args["BLOCK_P"] * args["BLOCK_C"] * args["p_x"].element_size()
     accesses = tile_bytes // (16 * code.threads)
     assert accesses >= 1
     # Those of channels can be as wide.

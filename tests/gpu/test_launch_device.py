@@ -26,11 +26,11 @@ def test_there_are_launchers() -> None:
 
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__name__)
 def test_every_launcher_is_decorated(function: Any) -> None:
-    decorated = launch.on_the_device_of_the_first(lambda first: first)
+    decorated = launch.launches_on_tensor_device(lambda first: first)
     assert function.__code__ is decorated.__code__
 
 
-def test_launches_on_the_device_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_launches_on_tensor_device(monkeypatch: pytest.MonkeyPatch) -> None:
     current: list[Tensor] = []
 
     @contextmanager
@@ -42,7 +42,7 @@ def test_launches_on_the_device_of_the_first(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
 
-    @launch.on_the_device_of_the_first
+    @launch.launches_on_tensor_device
     def launcher(first: Tensor, second: Tensor, *, factor: int) -> list[Tensor]:
         return [first, second * factor, *current]
 

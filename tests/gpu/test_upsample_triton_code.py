@@ -1,5 +1,5 @@
-"""The machine code of upsample_cross_entropy's and upsample_argmax's Triton kernels, as their
-launchers ask for it: no spills, little shared memory."""
+"""The machine code of the Triton kernels of upsample_cross_entropy, upsample_argmax and
+upsample_softmax, as their launchers ask for it: no spills, little shared memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pspfast.kernels import upsample_argmax, upsample_cross_entropy
+from pspfast.kernels import upsample_argmax, upsample_cross_entropy, upsample_softmax
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # What an sm_89 multiprocessor lends a block, the least of all chips since sm_80.
@@ -80,10 +80,10 @@ def launch_argmax_and_softmax(
     logits: Tensor, size: tuple[int, int], align_corners: bool = True
 ) -> None:
     upsample_argmax.upsample_argmax(logits, *size, align_corners, torch.uint8)
-    upsample_argmax.upsample_softmax(logits, *size, align_corners, False, 0.5)
+    upsample_softmax.upsample_softmax(logits, *size, align_corners, False, 0.5)
     height, width = size
     window = torch.empty(*logits.shape[:2], height + 1, width + 1, device="meta")[..., 1:, 1:]
-    upsample_argmax.upsample_softmax_add(window, logits, align_corners, True, 0.5)
+    upsample_softmax.upsample_softmax_add(window, logits, align_corners, True, 0.5)
 
 
 @every_arch

@@ -1,7 +1,7 @@
 """The tests here need Triton's interpreter; ``../test_interpreter.py`` runs them with it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -59,3 +59,58 @@ def checked_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
             return access(builder, pointers, *args)
 
         monkeypatch.setattr(InterpreterBuilder, name, checked_access)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Addresses that kernels write."""
+    addresses: list[np.ndarray] = []
+    store = InterpreterBuilder.create_masked_store
+
+    def noted_store(
+        builder: InterpreterBuilder, pointers: Any, value: Any, mask: Any, *args: Any
+    ) -> Any:
+        addresses.append(pointers.data[mask.data])
+        return store(builder, pointers, value, mask, *args)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", noted_store)
+    return addresses
+
+
+@pytest.fixture
+def last_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a launch only the last program runs."""
+    initialise = GridExecutor.__init__
+    last = [0, 0, 0]
+
+    def with_one_program(
+        executor: GridExecutor, fn: Any, names: Any, grid: Any, *args: Any
+    ) -> None:
+        def one(arguments: dict[str, Any]) -> tuple[int]:
+            sizes = grid(arguments) if callable(grid) else grid
+            last[: len(sizes)] = [size - 1 for size in sizes]
+            return (1,)
+
+        initialise(executor, fn, names, one, *args)
+
+    monkeypatch.setattr(GridExecutor, "__init__", with_one_program)
+    monkeypatch.setattr(
+        InterpreterBuilder, "set_grid_idx", lambda b, *_: setattr(b, "grid_idx", tuple(last))
+    )
+    # It would copy all arguments, to where they are.
+    monkeypatch.setattr(GridExecutor, "_restore_args_dev", lambda *_: None)
+
+
+@pytest.fixture
+def sparse_allocations(sparse: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What launchers allocate takes memory where it is written."""
+    allocate = Tensor.new_empty
+
+    def new_empty(
+        like: Tensor, shape: Any, dtype: torch.dtype | None = None, **options: Any
+    ) -> Tensor:
+        if isinstance(shape, int):  # the interpreter's own
+            return allocate(like, shape, **options)
+        return sparse(shape, dtype=dtype or like.dtype)
+
+    monkeypatch.setattr(Tensor, "new_empty", new_empty)

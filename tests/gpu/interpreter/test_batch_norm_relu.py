@@ -33,7 +33,7 @@ def a_map(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.0) -> Tens
 class Problem:
     """What the launchers take, and float64 autograd's answers."""
 
-    z: Tensor
+    x: Tensor
     residual: Tensor | None
     relu: bool
     weight: Tensor
@@ -56,47 +56,47 @@ class Problem:
             relu,
             torch.randn(shape[1]).to(weight_dtype),
             torch.randn(shape[1]).to(weight_dtype),
-            # Its mean shall matter to the gradient of z.
+            # Its mean shall matter to the gradient of x.
             a_map(shape, dtype, 0.5),
         )
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
         return batch_norm_relu_forward(
-            self.z, self.weight, self.bias, self.residual, self.relu, EPS
+            self.x, self.weight, self.bias, self.residual, self.relu, EPS
         )
 
     def apply(self, mean: Tensor, var: Tensor) -> Tensor:
         return batch_norm_relu_apply(
-            self.z, mean, var, self.weight, self.bias, self.residual, self.relu, EPS
+            self.x, mean, var, self.weight, self.bias, self.residual, self.relu, EPS
         )
 
     def backward(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of z, weight, bias and residual."""
+        """Gradients of x, weight, bias and residual."""
         return batch_norm_relu_backward(
-            self.grad, self.z, mean, var, self.weight, self.bias, self.residual, self.relu, EPS
+            self.grad, self.x, mean, var, self.weight, self.bias, self.residual, self.relu, EPS
         )
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        var, mean = torch.var_mean(self.z.double(), CHANNEL_DIMS, correction=0)
+        var, mean = torch.var_mean(self.x.double(), CHANNEL_DIMS, correction=0)
         return mean, var
 
     def expected(self) -> tuple[Tensor, list[Tensor]]:
-        """The map, and gradients of z, weight, bias and, if there is one, residual."""
-        z, weight, bias, residual = (
+        """The map, and gradients of x, weight, bias and, if there is one, residual."""
+        x, weight, bias, residual = (
             None if t is None else t.double().requires_grad_()
-            for t in (self.z, self.weight, self.bias, self.residual)
+            for t in (self.x, self.weight, self.bias, self.residual)
         )
-        if self.z.numel() > self.z.shape[1]:
-            out = F.batch_norm(z, None, None, weight, bias, training=True, eps=EPS)
+        if self.x.numel() > self.x.shape[1]:
+            out = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
         else:
             # PyTorch refuses a single pixel, which is its own mean.
-            out = (z - z) * weight[:, None, None] + bias[:, None, None]
+            out = (x - x) * weight[:, None, None] + bias[:, None, None]
         if residual is not None:
             out = out + residual
         if self.relu:
             out = out.relu()
         out.backward(self.grad.double())
-        return out.detach(), [t.grad for t in (z, weight, bias, residual) if t is not None]
+        return out.detach(), [t.grad for t in (x, weight, bias, residual) if t is not None]
 
 
 def assert_close(got: Tensor, expected: Tensor, rtol: float = 0.0, atol: float = 5e-6) -> None:
@@ -116,7 +116,7 @@ def assert_all_close(problem: Problem, atol: float = 5e-6) -> None:
     assert_close(var, expected_var, atol=0)
     assert_close(out, expected_out, atol=atol)
     # Sums over pixels.
-    sum_atol = atol * problem.z[:, 0].numel() ** 0.5
+    sum_atol = atol * problem.x[:, 0].numel() ** 0.5
     for got, gradient, tolerance in zip(
         gradients, expected, (atol, sum_atol, sum_atol, 0.0), strict=False
     ):
@@ -125,9 +125,9 @@ def assert_all_close(problem: Problem, atol: float = 5e-6) -> None:
         assert gradients[3].shape == (0,)
     for map_ in (out, gradients[0]) if problem.residual is None else (out, *gradients[::3]):
         assert map_.is_contiguous(memory_format=torch.channels_last)
-    dtypes = [problem.z.dtype, problem.weight.dtype, problem.bias.dtype, problem.z.dtype]
+    dtypes = [problem.x.dtype, problem.weight.dtype, problem.bias.dtype, problem.x.dtype]
     assert [gradient.dtype for gradient in gradients] == dtypes
-    assert out.dtype == problem.z.dtype
+    assert out.dtype == problem.x.dtype
     assert mean.dtype == var.dtype == torch.float32
 
 
@@ -169,7 +169,7 @@ def test_programs_share_tiles(width: int, programs: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(launchers, "_BACKWARD_BYTES", 2048)
     problem = Problem.random((1, 12, 9, width), mean=2.0)
     # Pixels that programs read first and last differ: a merge has to weigh means.
-    problem.z += torch.linspace(-3, 3, width)
+    problem.x += torch.linspace(-3, 3, width)
     assert_all_close(problem)
 
 
@@ -206,7 +206,7 @@ def test_gradient_passes_where_forward_is_above_zero(has_residual: bool) -> None
     """Exactly there, however near to zero."""
     problem = Problem.random((2, 16, 8, 8), has_residual=has_residual)
     linear = Problem(
-        problem.z, None, False, problem.weight, problem.bias, torch.ones_like(problem.grad)
+        problem.x, None, False, problem.weight, problem.bias, torch.ones_like(problem.grad)
     )
     normalized, mean, var = linear.forward()
     if has_residual:
@@ -226,14 +226,14 @@ def test_gradient_passes_where_forward_is_above_zero(has_residual: bool) -> None
         assert torch.equal(grad_residual > 0, passes)
 
 
-@pytest.mark.parametrize("place", ["z", "residual"])
+@pytest.mark.parametrize("place", ["x", "residual"])
 def test_nan_is_kept_and_passes_gradient(place: str) -> None:
     problem = Problem.random((1, 4, 3, 5))
     assert problem.residual is not None
     getattr(problem, place)[0, 2, 1, 1] = torch.nan
     out, mean, var = problem.forward()
-    grad_z, _, _, grad_residual = problem.backward(mean, var)
+    grad_x, _, _, grad_residual = problem.backward(mean, var)
     expected, gradients = problem.expected()
     torch.testing.assert_close(out.double(), expected, equal_nan=True, rtol=2e-6, atol=5e-6)
-    for got, gradient in ((grad_z, gradients[0]), (grad_residual, gradients[3])):
+    for got, gradient in ((grad_x, gradients[0]), (grad_residual, gradients[3])):
         torch.testing.assert_close(got.double(), gradient, equal_nan=True, rtol=2e-6, atol=5e-6)

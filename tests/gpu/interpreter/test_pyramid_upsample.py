@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from maps import BFLOAT, FLOAT, HALF, as_given, both_alignments, both_formats
 from torch import Tensor
 
 from pspfast.kernels.pyramid_upsample import (
@@ -15,7 +16,6 @@ from pspfast.kernels.pyramid_upsample import (
 )
 
 PYRAMID = (1, 2, 3, 6)
-FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,6 @@ CONCAT_CASES = [
     Case(1, 2, 2, 3, bins=(1,), map_channels=1),
 ]
 
-both_alignments = pytest.mark.parametrize("align_corners", [False, True], ids=["", "align_corners"])
-both_formats = pytest.mark.parametrize(
-    "channels_last", [False, True], ids=["contiguous", "channels_last"]
-)
-
 
 def upsampled_levels(values: Tensor, case: Case, align_corners: bool) -> list[Tensor]:
     """[N, C, H, W] of each level: values [N, S, k, k, C] interpolated, tap (ky, kx) moved by
@@ -104,8 +99,7 @@ def upsampled_levels(values: Tensor, case: Case, align_corners: bool) -> list[Te
 
 
 def random(*shape: int, dtype: torch.dtype = FLOAT, channels_last: bool = False) -> Tensor:
-    x = torch.randn(shape).to(dtype)
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
+    return as_given(torch.randn(shape).to(dtype), channels_last)
 
 
 def assert_exact_to_rounding(got: Tensor, expected: Tensor, terms: int) -> None:
