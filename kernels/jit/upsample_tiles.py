@@ -22,6 +22,8 @@ from .geometry import interpolation_tap, weighted_positions
 
 # Smaller than any logit that is finite, and finite: differences to it are never NaN.
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
+_NO_LABEL = tl.constexpr(torch.iinfo(torch.int32).max)
+_SIGN_BIT = tl.constexpr(torch.iinfo(torch.int32).min)
 
 
 @triton.jit
@@ -58,10 +60,12 @@ def logit_offsets(shape, i_n, o_k, row, o_w, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def _load_row(p_logits, shape, i_n, o_k, row, o_w, CHANNELS_LAST: tl.constexpr):
-    """[classes, columns] in float32; 0 where there is no such class."""
+    """[classes, columns] in float32; 0 where there is no such class. Of minus infinity it makes the
+    lowest number: differences of infinities are NaN, which would win over all other classes."""
     classes, _, _ = shape
     o_logits = logit_offsets(shape, i_n, o_k, row, o_w, CHANNELS_LAST)
-    return tl.load(p_logits + o_logits, mask=(o_k < classes)[:, None], other=0.0).to(tl.float32)
+    b_row = tl.load(p_logits + o_logits, mask=(o_k < classes)[:, None], other=0.0).to(tl.float32)
+    return tl.maximum(b_row, _LOWEST, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -103,7 +107,7 @@ def reduce_classes(
     BLOCK_K: tl.constexpr,
 ):
     """Four numbers of every pixel, [rows, columns]: the largest logit; the sum of exponentials
-    relative to it; the first class that has it; and the sum of
+    relative to it; the first class that is NaN or else that has the largest logit; and the sum of
     logits, each times its class's weight [K] if WEIGHTED. Each but the first needs its flag."""
     classes, _, _ = shape
     b_largest = tl.full([BLOCK_K, row_weight.shape[0], columns[0].shape[0]], _LOWEST, tl.float32)
@@ -124,6 +128,9 @@ def reduce_classes(
                 b_mean += b_value
         b_value = tl.where(m_k, b_value, -float("inf"))
         m_larger = b_value > b_largest
+        if WITH_LABEL:
+            # The first NaN is the largest, as in torch: it is not below anything, nothing above it.
+            m_larger = ~(b_value <= b_largest) & (b_largest == b_largest)
         if WITH_SUM:
             # One exponential serves both cases: of the value, or of the largest so far.
             b_power = tl.exp(-tl.abs(b_value - b_largest))
@@ -134,9 +141,10 @@ def reduce_classes(
 
     b_all_largest = tl.max(b_largest, axis=0)
     b_sum = tl.sum(b_sum * tl.exp(b_largest - b_all_largest[None, :, :]), axis=0)
-    m_largest = b_largest == b_all_largest[None, :, :]
-    b_label = tl.min(tl.where(m_largest, b_label, 2**31 - 1), axis=0)
-    return b_all_largest, b_sum, b_label, tl.sum(b_mean, axis=0)
+    b_key = tl.where(b_largest == b_all_largest[None, :, :], b_label, _NO_LABEL)
+    # The sign bit sorts classes of NaN before all others.
+    b_key = tl.where(b_largest == b_largest, b_key, b_label | _SIGN_BIT)
+    return b_all_largest, b_sum, tl.min(b_key, axis=0) & ~_SIGN_BIT, tl.sum(b_mean, axis=0)
 
 
 @triton.jit

@@ -176,6 +176,17 @@ def test_concat(case: Case, align_corners: bool, channels_last: bool) -> None:
     assert got.dtype == case.dtype
 
 
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
+def test_mixed_and_its_gradient_are_float32_beside_maps_of_16_bits(dtype: torch.dtype) -> None:
+    """A sum of 1 and 2**-12, which 16 bits would round."""
+    mixed = torch.full((1, 1, 1, 1, 3), 1 + 2**-12)
+    base = torch.full((1, 3, 1, 2), -1.0, dtype=dtype)
+    got = pyramid_upsample_add_forward(base, mixed, None, (1,), True, False)
+    assert torch.equal(got, torch.full_like(base, 2**-12))
+    grad = torch.tensor([1, 2**-12], dtype=dtype).expand(1, 3, 1, 2)
+    assert torch.equal(pyramid_upsample_add_backward(grad, (1,), True, 1), mixed)
+
+
 @pytest.mark.parametrize(("batch", "channels"), [(0, 2), (2, 0), (0, 0)])
 def test_nothing_to_upsample(batch: int, channels: int) -> None:
     case = Case(batch, channels, 3, 4)

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from maps import as_given, both_alignments, both_formats
+from maps import as_given, both_alignments, both_formats, every_dtype
 from upsample_logits import (
+    NAN_SIZE,
     assert_largest,
     assert_written_once,
+    every_nan,
     every_shape,
+    first_nan_or_largest,
+    logits_with_nan,
     upsampled,
 )
 
@@ -62,6 +66,28 @@ def test_of_equal_logits_the_first_class(first: int, channels_last: bool) -> Non
 def test_all_equal(value: float, channels_last: bool) -> None:
     logits = as_given(torch.full((1, 5, 2, 2), value), channels_last)
     assert (upsample_argmax(logits, 3, 3, True, torch.uint8) == 0).all()
+
+
+@every_dtype
+@both_formats
+@every_nan
+def test_the_first_nan_wins(
+    classes: int, nan_classes: tuple[int, ...], channels_last: bool, dtype: torch.dtype
+) -> None:
+    logits = logits_with_nan(classes, nan_classes, dtype, channels_last)
+    labels = upsample_argmax(logits, *NAN_SIZE, True, torch.int64)
+    assert torch.equal(labels, first_nan_or_largest(logits))
+
+
+@both_formats
+def test_minus_infinity_is_no_nan(channels_last: bool) -> None:
+    """Differences of infinities are, but a class without a chance does not win by them."""
+    logits = as_given(torch.randn(1, 5, 3, 3), channels_last)
+    logits[:, 1] = logits[:, 3, 1] = -torch.inf
+    finite = logits.clamp(min=-1e30)
+    labels = upsample_argmax(logits, 5, 9, True, torch.uint8)
+    assert torch.equal(labels, upsample_argmax(finite, 5, 9, True, torch.uint8))
+    assert not (labels == 1).any()
 
 
 @both_formats

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cross_entropy_cases import IGNORED, Case, some_logits, some_target
-from maps import both_formats
-from upsample_logits import upsampled
+from maps import both_formats, every_dtype
+from upsample_logits import NAN_SIZE, every_nan, first_nan_or_largest, logits_with_nan, upsampled
 
 from pspfast.kernels.upsample_cross_entropy import (
     upsample_cross_entropy_backward,
@@ -64,3 +64,17 @@ def test_of_equal_logits_the_first_class(first: int, channels_last: bool) -> Non
     )
     assert labels.dtype == torch.int32
     assert (labels == first).all()
+
+
+@every_dtype
+@both_formats
+@every_nan
+def test_the_first_nan_is_the_label(
+    classes: int, nan_classes: tuple[int, ...], channels_last: bool, dtype: torch.dtype
+) -> None:
+    logits = logits_with_nan(classes, nan_classes, dtype, channels_last)
+    target = torch.zeros(2, *NAN_SIZE, dtype=torch.long)
+    *_, labels = upsample_cross_entropy_forward(
+        logits, target, None, IGNORED, True, 0.0, torch.int64, True
+    )
+    assert torch.equal(labels, first_nan_or_largest(logits))
