@@ -19,13 +19,14 @@ def _channels(batch: int, channels: int, channels_last: bool) -> int:
 
 
 def _columns(x: Tensor, width: int, channels_last: bool, forward: bool) -> int:
-    """Columns of a program: 64 of 16 bits would reach the stack in some cases, of channels on
-    sm_100, of rows that begin at no multiple of 16 bytes on sm_90."""
+    """Columns of a program, up to 64: as many as it takes without spills."""
     most = 64
     if channels_last:
+        # 64 columns of 16 bits would spill on sm_100.
         most = 32 if forward and x.element_size() == 2 else 64
     elif width_divisor(width) * x.element_size() < 16:
-        # Of float16's forward, half as many would reach it instead.
+        # Where rows begin at no multiple of 16 bytes, 64 columns of 16 bits would spill on sm_90,
+        # and in the forward of float16 32 columns would.
         most = 64 if forward and x.dtype == torch.float16 else 32
     return min(column_block(width), most)
 

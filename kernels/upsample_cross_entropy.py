@@ -17,8 +17,9 @@ _WRONG_LABEL = "upsample_cross_entropy: target: a label is neither a class nor i
 _BACKWARD_CLASSES = 16
 _BACKWARD_COLS = 16
 _BACKWARD_WIDTH = 32
-# Rows of logits of a program. It computes those of the image before its first one too, so many is
-# better, unless there are too few programs for a large GPU: 132 multiprocessors, eight on each.
+# Rows of logits of a program. A program computes the image's rows before its first row of logits
+# too, so more rows are better, unless programs become too few for a large GPU: 132 multiprocessors,
+# eight programs on each.
 _MOST_ROWS = 8
 _ENOUGH_PROGRAMS = 132 * 8
 
@@ -88,8 +89,8 @@ def upsample_cross_entropy_backward(
     if lse.numel() == 0:
         return grad_logits.zero_()
 
-    # So many columns of logits that the columns of the image between their neighbours, at both
-    # ends, fill as many rounds as they take.
+    # The columns of the image that read a tile's columns of logits reach to the neighbours at both
+    # ends. The tile has as many columns of logits as these need to fill their rounds.
     positions, sources = upsampling(width, cols, align_corners)
     rounds = max((_BACKWARD_COLS + 1) * positions // max(sources, 1) // _BACKWARD_WIDTH, 1)
     tile_cols = rounds * _BACKWARD_WIDTH * sources // positions - 1

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from .launch import dense, next_power_of_2, width_divisor
 
-# Of a tile: 8 for each of 128 threads, which hold up to four numbers of each.
+# Elements of a tile: 8 for each of 128 threads, which hold up to four numbers of each element.
 _TILE_ELEMENTS = 1024
-# Rows that share two rows of logits: of the usual eightfold upsampling all.
+# Rows of a tile: as many as the usual eightfold upsampling puts between two rows of logits.
 _MOST_ROWS = 8
-# Index maths has to hold twice the product of positions and sources, and little more.
+# From this product of positions and sources on, index maths takes int64: it doubles the product and
+# adds little.
 _INT32_PRODUCT = 2**29
 
 
@@ -49,7 +50,7 @@ def plan(logits: Tensor, height: int, width: int, align_corners: bool) -> Plan:
     block_k = 4 if not channels_last else 8 if classes <= 24 else 16
     block_r = next_power_of_2(min(between, _MOST_ROWS))
     block_w = next_power_of_2(min(width, _TILE_ELEMENTS // (block_k * block_r)))
-    # 2, as of 150 classes, and so on: Triton itself finds out about 16 only.
+    # Of 150 classes it is 2. Triton itself finds out whether 16 divides the number, nothing less.
     divisor = width_divisor(classes) if channels_last else 1
     constants = {
         "ALIGN_CORNERS": align_corners,

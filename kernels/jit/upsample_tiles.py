@@ -127,10 +127,11 @@ def reduce_classes(
             else:
                 b_mean += b_value
         b_value = tl.where(m_k, b_value, -float("inf"))
-        m_larger = b_value > b_largest
         if WITH_LABEL:
             # The first NaN is the largest, as in torch: it is not below anything, nothing above it.
             m_larger = ~(b_value <= b_largest) & (b_largest == b_largest)
+        else:
+            m_larger = b_value > b_largest
         if WITH_SUM:
             # One exponential serves both cases: of the value, or of the largest so far.
             b_power = tl.exp(-tl.abs(b_value - b_largest))
