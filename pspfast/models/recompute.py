@@ -1,8 +1,8 @@
 """BatchNorm, residual and ReLU in one, and maps that are computed again in backward.
 
-Eager mode keeps two maps of the same size for each BatchNorm and ReLU: the BatchNorm's input z, and
-``relu(bn(z))`` for the ReLU and for the convolution that follows. The second is given back by the
-first and the statistics, bit for bit, in one read and write.
+Eager mode keeps two maps of the same size for each BatchNorm and ReLU: the BatchNorm's input x, and
+``relu(bn(x))`` for the ReLU and for the convolution that follows. The second is computed again from
+the first and the statistics, bit for bit, in one read and write.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.module import _has_any_global_hook
 
 from pspfast.ops.batch_norm_relu import (
-    Normalized,
+    BatchNormOutput,
+    batch_norm_relu_apply,
+    batch_norm_relu_with_statistics,
     has_kernel,
-    normalize,
-    normalize_again,
     update_running_statistics,
 )
 
-# Outputs of blocks that are computed one from the other. Backward has all of a chain alive when it
-# reaches the last, so a longer chain is cut by keeping one. Three are the blocks of ResNet50's
-# layer1 and layer4, whose maps are the largest.
+# A block's output is computed again from the output of the block before it, and so on. Backward has
+# all outputs of such a chain in memory when it reaches the chain's last block, so the output at the
+# end of a chain of this length is kept instead. Three blocks are ResNet50's layer1 and its layer4,
+# whose maps are the largest.
 _LONGEST_CHAIN = 3
 
-_current: ContextVar[NormalizedMaps | None] = ContextVar("_current", default=None)
+_current: ContextVar[RecomputedMaps | None] = ContextVar("_current", default=None)
 
 
 @contextmanager
@@ -46,103 +48,112 @@ def recompute_normalized_maps() -> Iterator[None]:
     ):
         yield
         return
-    maps = NormalizedMaps()
+    maps = RecomputedMaps()
     token = _current.set(maps)
     try:
-        with saved_tensors_hooks(maps.recipe_or_tensor, _unpack):
+        with saved_tensors_hooks(maps.pack, _unpack):
             yield
     finally:
         _current.reset(token)
         # What is saved keeps the hooks, and they keep this.
-        maps.recipes.clear()
+        maps.clear()
 
 
-def norm(z: Tensor, bn: nn.Module) -> Tensor:
-    """``bn(z)``."""
-    return _norm(z, bn, None, None) if _is_fused(z, bn) else bn(z)
+def norm(x: Tensor, bn: nn.Module) -> Tensor:
+    """``bn(x)``."""
+    return _norm(x, bn, None, None) if _is_fused(x, bn) else bn(x)
 
 
-def norm_relu(z: Tensor, bn: nn.Module, relu: nn.Module, residual: Tensor | None = None) -> Tensor:
-    """``relu(bn(z) + residual)``."""
-    if _is_fused(z, bn) and type(relu) is nn.ReLU and not _has_hooks(relu):
-        return _norm(z, bn, relu, residual)
-    out = bn(z)
+def norm_relu(x: Tensor, bn: nn.Module, relu: nn.Module, residual: Tensor | None = None) -> Tensor:
+    """``relu(bn(x) + residual)``."""
+    if _is_fused(x, bn) and type(relu) is nn.ReLU and not _is_watched(relu):
+        return _norm(x, bn, relu, residual)
+    out = bn(x)
     if residual is not None:
-        out += residual
+        # A hook may have kept the output, and torch forbids writing to it after backward hooks.
+        out = out + residual.to(out.dtype) if _is_watched(bn) else out.add_(residual)
     return relu(out)
 
 
-def _norm(z: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | None) -> Tensor:
+def _norm(x: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | None) -> Tensor:
     assert isinstance(bn, nn.BatchNorm2d) and bn.momentum is not None
     assert bn.num_batches_tracked is not None
     if residual is not None:
-        residual = residual.to(z.dtype)
+        residual = residual.to(x.dtype)
     with_relu = relu is not None
-    normalized = normalize(z, bn.weight, bn.bias, residual, relu=with_relu, eps=bn.eps)
+    output = batch_norm_relu_with_statistics(
+        x, bn.weight, bn.bias, residual, relu=with_relu, eps=bn.eps
+    )
     bn.num_batches_tracked.add_(1)
     update_running_statistics(
         bn.running_mean,
         bn.running_var,
-        normalized.mean,
-        normalized.var,
-        z.numel() // z.shape[1],
+        output.mean,
+        output.var,
+        x.numel() // x.shape[1],
         bn.momentum,
     )
     maps = _current.get()
     if maps is not None:
-        source = None if residual is None else maps.recipe_or_tensor(residual)
-        if isinstance(source, Recipe) and source.depth == _LONGEST_CHAIN:
+        source = None if residual is None else maps.pack(residual)
+        if isinstance(source, Recomputation) and source.depth == _LONGEST_CHAIN:
             assert residual is not None
             source.keep(residual)
-        maps.add(normalized.out, Recipe(z, bn, normalized, with_relu, source))
-    return normalized.out
+        maps.add(output.out, Recomputation(x, bn, output, with_relu, source))
+    return output.out
 
 
-class NormalizedMaps:
-    """The maps of one forward pass and how each is computed again."""
+class RecomputedMaps:
+    """The maps of one forward pass that can be computed again, found by the memory they are in."""
 
     def __init__(self) -> None:
-        self.recipes: dict[tuple[object, ...], tuple[weakref.ref[Tensor], Recipe]] = {}
+        self._found: dict[tuple[object, ...], tuple[weakref.ref[Tensor], Recomputation]] = {}
 
-    def add(self, out: Tensor, recipe: Recipe) -> None:
-        self.recipes[_place(out)] = weakref.ref(out), recipe
+    def add(self, out: Tensor, recomputation: Recomputation) -> None:
+        self._found[_memory_of(out)] = weakref.ref(out), recomputation
 
-    def recipe_or_tensor(self, tensor: Tensor) -> Recipe | Tensor:
-        """The recipe of a tensor that is a map and has not been modified since."""
-        reference, recipe = self.recipes.get(_place(tensor), (None, None))
-        if reference is None or recipe is None or reference() is None:
+    def clear(self) -> None:
+        self._found.clear()
+
+    def pack(self, tensor: Tensor) -> Recomputation | Tensor:
+        """How to compute the tensor again, if it is such a map and has not been modified since;
+        else the tensor."""
+        reference, recomputation = self._found.get(_memory_of(tensor), (None, None))
+        if reference is None or recomputation is None or reference() is None:
             return tensor
-        return recipe if recipe.version == tensor._version else tensor
+        return recomputation if recomputation.version == tensor._version else tensor
 
 
-class Recipe:
-    """How a map is computed again. All who saved it share one, and one result, which goes with the
-    last of them."""
+class Recomputation:
+    """Computes a map again from the BatchNorm's input.
+
+    All that saved the map share one of these and the one result, which is freed with the last.
+    """
 
     def __init__(
         self,
-        z: Tensor,
+        x: Tensor,
         bn: nn.BatchNorm2d,
-        normalized: Normalized,
+        output: BatchNormOutput,
         relu: bool,
-        residual: Tensor | Recipe | None,
+        residual: Tensor | Recomputation | None,
     ) -> None:
-        self.z, self.weight, self.bias = z.detach(), bn.weight.detach(), bn.bias.detach()
-        self.statistics = normalized.mean, normalized.var
+        self.x, self.weight, self.bias = x.detach(), bn.weight.detach(), bn.bias.detach()
+        self.statistics = output.mean, output.var
         self.relu, self.eps = relu, bn.eps
         self.residual = residual.detach() if isinstance(residual, Tensor) else residual
-        self.depth: int = residual.depth + 1 if isinstance(residual, Recipe) else 1
-        self.version = normalized.out._version
+        self.depth: int = residual.depth + 1 if isinstance(residual, Recomputation) else 1
+        self.version = output.out._version
         self.versions = self._versions()
         self.result: Tensor | None = None
 
     def keep(self, result: Tensor) -> None:
-        """Gives this back from now on, computes nothing."""
+        """Returns this result from then on and computes nothing."""
         self.result = result.detach()
         self.depth = 0
 
     def _versions(self) -> list[int]:
-        inputs = (self.z, self.weight, self.bias, self.residual)
+        inputs = (self.x, self.weight, self.bias, self.residual)
         return [t._version for t in inputs if isinstance(t, Tensor)]
 
     def __call__(self) -> Tensor:
@@ -153,8 +164,8 @@ class Recipe:
                     "place since forward"
                 )
             with torch.no_grad():
-                self.result = normalize_again(
-                    self.z,
+                self.result = batch_norm_relu_apply(
+                    self.x,
                     self.statistics,
                     self.weight,
                     self.bias,
@@ -165,31 +176,44 @@ class Recipe:
         return self.result
 
 
-def _unpack(saved: Tensor | Recipe) -> Tensor:
-    return saved() if isinstance(saved, Recipe) else saved
+def _unpack(saved: Tensor | Recomputation) -> Tensor:
+    return saved() if isinstance(saved, Recomputation) else saved
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
+def _memory_of(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for tensors that are the same elements of the same storage in the same order."""
     storage = tensor.untyped_storage()._cdata
     return storage, tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
-def _is_fused(z: Tensor, bn: nn.Module) -> bool:
-    """Whether it is plain BatchNorm2d in training, of which no hook sees or changes the result; a
-    compiler fuses it by itself."""
+def _is_fused(x: Tensor, bn: nn.Module) -> bool:
+    """Whether a kernel may take the place of calling ``bn``.
+
+    So it is for a plain BatchNorm2d in training whose call nobody watches or changes. A compiler
+    fuses it by itself.
+    """
     return (
-        type(bn) is nn.BatchNorm2d
+        not torch.compiler.is_compiling()
+        and type(bn) is nn.BatchNorm2d
         and bn.training
         and bn.affine
         and bn.track_running_stats
         and bn.momentum is not None
-        and not _has_hooks(bn)
-        and not torch.compiler.is_compiling()
+        and not _is_watched(bn)
         # Of one value per channel bn raises torch's own error.
-        and z.numel() > z.shape[1]
-        and has_kernel(z)
+        and x.numel() > x.shape[1]
+        and has_kernel(x)
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _is_watched(module: nn.Module) -> bool:
+    """Whether calling it does more than its class's ``forward``: it has hooks, or all modules have,
+    or its ``forward`` has been replaced."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or _has_any_global_hook()
+        or "forward" in module.__dict__
+    )

@@ -1,8 +1,8 @@
 """Training BatchNorm, a residual addition and ReLU in one.
 
-Each reads and writes its map in eager mode, and so does each of their gradients; here a map is read
-for its statistics and once more for the result. Backward keeps neither the result nor a mask: both
-are computed again from x.
+In eager mode each of the three reads and writes its map, and so does the gradient of each. Here x
+is read once for its statistics and once more for the result. Neither the result nor a mask is kept
+for backward, which computes both again from x.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from pspfast.ops._checks import check_map, check_residual, format_of, sum_dtype
 _OP = "batch_norm_relu"
 
 
-class Normalized(NamedTuple):
-    """``out [N, C, H, W]``, and mean and biased variance ``[C]`` of x; the latter have no
-    gradients."""
+class BatchNormOutput(NamedTuple):
+    """``out [N, C, H, W]``, and the mean and biased variance ``[C]`` of x, without gradients."""
 
     out: Tensor
     mean: Tensor
@@ -70,24 +69,24 @@ def batch_norm_relu(
         raise ValueError(
             f"{_OP}: x: expected at least 2 values per channel, got shape {list(x.shape)}"
         )
-    out, mean, var = normalize(x, weight, bias, residual, relu=relu, eps=eps)
+    out, mean, var = batch_norm_relu_with_statistics(x, weight, bias, residual, relu=relu, eps=eps)
     update_running_statistics(running_mean, running_var, mean, var, count, momentum)
     return out
 
 
-def normalize(
+def batch_norm_relu_with_statistics(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu: bool, eps: float
-) -> Normalized:
-    """:func:`batch_norm_relu` and the statistics that it found."""
+) -> BatchNormOutput:
+    """:func:`batch_norm_relu`, and the mean and variance of x that it normalised with."""
     backend = _select(x)
     if backend != "cpu":
         _check_inputs(x, weight, bias, residual)
     if backend == "reference":
         return batch_norm_relu_reference(x, weight, bias, residual, relu=relu, eps=eps)
-    return Normalized(*_op(backend, "")(x, weight, bias, residual, relu, eps))
+    return BatchNormOutput(*_op(backend, "")(x, weight, bias, residual, relu, eps))
 
 
-def normalize_again(
+def batch_norm_relu_apply(
     x: Tensor,
     statistics: tuple[Tensor, Tensor],
     weight: Tensor,
@@ -97,7 +96,7 @@ def normalize_again(
     relu: bool,
     eps: float,
 ) -> Tensor:
-    """``normalize(...).out``, the same bits, from the mean and variance that it returned."""
+    """The same bits as :func:`batch_norm_relu_with_statistics`, from the statistics it returned."""
     return _op(_select(x), "_apply")(x, *statistics, weight, bias, residual, relu, eps)
 
 
@@ -109,7 +108,7 @@ def update_running_statistics(
     count: int,
     momentum: float,
 ) -> None:
-    """Moves them towards the mean and the unbiased variance of ``count`` values."""
+    """Moves the running ones towards the mean and the unbiased variance of ``count`` values."""
     with torch.no_grad():
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -125,13 +124,13 @@ def has_kernel(x: Tensor) -> bool:
 
 def batch_norm_relu_reference(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu: bool, eps: float
-) -> Normalized:
-    """:func:`normalize` in plain PyTorch."""
+) -> BatchNormOutput:
+    """:func:`batch_norm_relu_with_statistics` in plain PyTorch."""
     var, mean = torch.var_mean(x.detach().to(sum_dtype(x.dtype)), (0, 2, 3), correction=0)
     out = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
     if residual is not None:
         out = out + residual
-    return Normalized(out.relu() if relu else out, mean, var)
+    return BatchNormOutput(out.relu() if relu else out, mean, var)
 
 
 def _select(x: Tensor) -> str:

@@ -21,9 +21,9 @@ def make_layers(channels: int = 5) -> tuple[nn.BatchNorm2d, nn.ReLU, nn.Conv2d]:
     return bn, nn.ReLU(inplace=True), nn.Conv2d(channels, 3, 1)
 
 
-def block(z: Tensor, bn: nn.Module, relu: nn.Module, then: nn.Module) -> Tensor:
+def block(x: Tensor, bn: nn.Module, relu: nn.Module, then: nn.Module) -> Tensor:
     """One of one layer with a residual connection, on top of another one."""
-    first, residual = norm_relu(z, bn, relu), norm(z, bn)
+    first, residual = norm_relu(x, bn, relu), norm(x, bn)
     return then(norm_relu(first * 2, bn, relu, residual))
 
 
@@ -32,16 +32,16 @@ def recomputed(*args: Any) -> Tensor:
         return block(*args)
 
 
-def plainly(z: Tensor, bn: nn.Module, relu: nn.Module, then: nn.Module) -> Tensor:
-    first, residual = relu(bn(z)), bn(z)
+def plainly(x: Tensor, bn: nn.Module, relu: nn.Module, then: nn.Module) -> Tensor:
+    first, residual = relu(bn(x)), bn(x)
     return then(relu(bn(first * 2) + residual))
 
 
-def gradients(function: Callable[..., Tensor], layers: tuple[Any, ...], z: Tensor) -> list[Tensor]:
+def gradients(function: Callable[..., Tensor], layers: tuple[Any, ...], x: Tensor) -> list[Tensor]:
     bn, relu, conv = copy.deepcopy(layers)
-    z = z.clone().requires_grad_()
-    out = function(z, bn, relu, conv)
-    leaves = [z, *bn.parameters(), *conv.parameters()]
+    x = x.clone().requires_grad_()
+    out = function(x, bn, relu, conv)
+    leaves = [x, *bn.parameters(), *conv.parameters()]
     return [out, *torch.autograd.grad(out.square().sum(), leaves), bn.running_mean, bn.running_var]
 
 
@@ -50,26 +50,26 @@ def gradients(function: Callable[..., Tensor], layers: tuple[Any, ...], z: Tenso
 def test_gradients_are_the_same_bits_as_of_kept_maps(
     memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
-    layers, z = make_layers(), torch.randn(2, 5, 9, 7).contiguous(memory_format=memory_format)
+    layers, x = make_layers(), torch.randn(2, 5, 9, 7).contiguous(memory_format=memory_format)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        ours, kept = gradients(recomputed, layers, z), gradients(block, layers, z)
+        ours, kept = gradients(recomputed, layers, x), gradients(block, layers, x)
     assert all(torch.equal(a, b) for a, b in zip(ours, kept, strict=True))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_gradients_are_those_of_modules(memory_format: torch.memory_format) -> None:
-    layers, z = make_layers(), torch.randn(2, 5, 9, 7).contiguous(memory_format=memory_format)
-    ours, eager = gradients(recomputed, layers, z), gradients(plainly, layers, z)
+    layers, x = make_layers(), torch.randn(2, 5, 9, 7).contiguous(memory_format=memory_format)
+    ours, eager = gradients(recomputed, layers, x), gradients(plainly, layers, x)
     torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
     # The number of batches, running mean and variance.
     bn = copy.deepcopy(layers[0])
-    norm(z, bn)
-    torch.testing.assert_close(bn.state_dict(), after(layers[0], z))
+    norm(x, bn)
+    torch.testing.assert_close(bn.state_dict(), after(layers[0], x))
 
 
-def after(bn: nn.BatchNorm2d, z: Tensor) -> dict[str, Tensor]:
+def after(bn: nn.BatchNorm2d, x: Tensor) -> dict[str, Tensor]:
     bn = copy.deepcopy(bn)
-    bn(z)
+    bn(x)
     return bn.state_dict()
 
 
@@ -109,17 +109,17 @@ class Keep(torch.autograd.Function):
 
 def blocks(count: int) -> tuple[list[Tensor], Tensor]:
     """The outputs of blocks that are one normalisation each, and their sum, which keeps them."""
-    zs = [torch.randn(2, 5, 9, 7, requires_grad=True) for _ in range(count + 1)]
+    xs = [torch.randn(2, 5, 9, 7, requires_grad=True) for _ in range(count + 1)]
     total = torch.zeros(())
     maps: list[Tensor] = []
     with recompute_normalized_maps():
-        x = norm(zs[0], make_layers()[0])
-        for z in zs[1:]:
+        y = norm(xs[0], make_layers()[0])
+        for x in xs[1:]:
             bn, relu, _ = make_layers()
-            x = norm_relu(z, bn, relu, x)
-            maps.append(x.detach())
-            total = total + Keep.apply(x)
-    del x
+            y = norm_relu(x, bn, relu, y)
+            maps.append(y.detach())
+            total = total + Keep.apply(y)
+    del y
     return maps, total
 
 
@@ -152,12 +152,12 @@ def test_what_is_saved_goes_as_backward_goes_on() -> None:
     first = torch.randn(2, 5, 9, 7, requires_grad=True)
     seen = []
     with recompute_normalized_maps():
-        x = norm_relu(first * 1, bn, relu)
-        x.register_hook(lambda grad: seen.append(reference()))
-        z = x * 1
-        reference = weakref.ref(z.untyped_storage())
-        out = norm_relu(z, bn, relu).sum()
-        del x, z
+        y = norm_relu(first * 1, bn, relu)
+        y.register_hook(lambda grad: seen.append(reference()))
+        x = y * 1
+        reference = weakref.ref(x.untyped_storage())
+        out = norm_relu(x, bn, relu).sum()
+        del y, x
     assert reference() is not None
     out.backward()
     assert seen == [None]
@@ -167,42 +167,42 @@ def test_a_map_modified_in_place_is_kept() -> None:
     bn, _, conv = make_layers()
 
     def run(within: Callable[[], Any]) -> Tensor:
-        z = torch.linspace(-1, 1, 630).view(2, 5, 9, 7).requires_grad_()
+        x = torch.linspace(-1, 1, 630).view(2, 5, 9, 7).requires_grad_()
         with within():
-            x = norm(z, bn)
-            x.mul_(2)
-            out = conv(x).square().sum()
+            y = norm(x, bn)
+            y.mul_(2)
+            out = conv(y).square().sum()
         return torch.autograd.grad(out, conv.weight)[0]
 
     assert torch.equal(run(recompute_normalized_maps), run(contextlib.nullcontext))
 
 
 def test_hooks_around_the_network_get_what_is_saved() -> None:
-    layers, z = make_layers(), torch.randn(2, 5, 9, 7, requires_grad=True)
-    packed: list[Tensor] = []
+    layers, x = make_layers(), torch.randn(2, 5, 9, 7, requires_grad=True)
+    saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        packed.append(tensor)
+        saved.append(tensor)
         return tensor
 
     counts = []
     for function in (block, recomputed):
-        packed.clear()
+        saved.clear()
         with saved_tensors_hooks(pack, lambda tensor: tensor):
-            function(z, *layers)
-        counts.append(len(packed))
+            function(x, *layers)
+        counts.append(len(saved))
     assert counts[0] == counts[1] > 0
 
 
 def test_second_derivatives() -> None:
     layers = make_layers()
-    z = torch.randn(2, 5, 3, 2, dtype=torch.float64)
+    x = torch.randn(2, 5, 3, 2, dtype=torch.float64)
     for layer in layers:
         layer.double()
 
     def second(function: Callable[..., Tensor]) -> Tensor:
         bn, relu, conv = copy.deepcopy(layers)
-        leaf = z.clone().requires_grad_()
+        leaf = x.clone().requires_grad_()
         loss = function(leaf, bn, relu, conv).pow(3).sum()
         (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
         return torch.autograd.grad(first.square().sum(), leaf)[0]
@@ -218,9 +218,9 @@ def test_backward_twice() -> None:
 
 
 def test_hooks_see_and_change_the_maps() -> None:
-    layers, z = make_layers(), torch.randn(2, 5, 9, 7)
+    layers, x = make_layers(), torch.randn(2, 5, 9, 7)
     layers[0].register_forward_hook(lambda module, inputs, output: output * 2)
-    ours, eager = gradients(recomputed, layers, z), gradients(plainly, layers, z)
+    ours, eager = gradients(recomputed, layers, x), gradients(plainly, layers, x)
     assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
 
 
@@ -234,7 +234,7 @@ def test_a_weight_changed_before_backward_is_an_error() -> None:
 
 
 def test_frozen_batch_norm() -> None:
-    layers, z = make_layers(), torch.randn(2, 5, 9, 7)
+    layers, x = make_layers(), torch.randn(2, 5, 9, 7)
     layers[0].eval()
-    ours, eager = gradients(recomputed, layers, z), gradients(plainly, layers, z)
+    ours, eager = gradients(recomputed, layers, x), gradients(plainly, layers, x)
     assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))

@@ -109,8 +109,10 @@ def test_applied_again_it_gives_the_same_bits(with_residual: bool) -> None:
     x, residual = torch.randn(2, 2, 40, 33, 9).unbind()
     weight, bias = torch.rand(40), torch.randn(40)
     given = residual if with_residual else None
-    out, mean, var = module.normalize(x, weight, bias, given, relu=True, eps=EPS)
-    again = module.normalize_again(x, (mean, var), weight, bias, given, relu=True, eps=EPS)
+    out, mean, var = module.batch_norm_relu_with_statistics(
+        x, weight, bias, given, relu=True, eps=EPS
+    )
+    again = module.batch_norm_relu_apply(x, (mean, var), weight, bias, given, relu=True, eps=EPS)
     assert torch.equal(out, again)
 
 
