@@ -8,21 +8,26 @@
 
 namespace pspfast {
 
-// The kernels' name for the tensor's dtype; an error where they have none.
-inline DType check_dtype(const char* op, const char* argument, const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+// The kernels' name for a dtype on a device; an error where they have none.
+inline DType check_dtype(const char* op, const char* argument, at::ScalarType dtype, at::DeviceType device) {
+  const bool is_cpu = device == at::kCPU;
+  switch (dtype) {
     case at::kFloat: return DType::kFloat32;
     case at::kHalf: return DType::kFloat16;
     case at::kBFloat16: return DType::kBFloat16;
     case at::kDouble:
-      if (tensor.is_cpu()) {
+      if (is_cpu) {
         return DType::kFloat64;
       }
       break;
     default: break;
   }
-  TORCH_CHECK_TYPE(false, op, ": ", argument, ": expected float32, float16 or bfloat16",
-                   tensor.is_cpu() ? " or float64" : "", ", got ", tensor.scalar_type());
+  TORCH_CHECK_TYPE(false, op, ": ", argument, ": expected float32, float16 or bfloat16", is_cpu ? " or float64" : "",
+                   ", got ", dtype);
+}
+
+inline DType check_dtype(const char* op, const char* argument, const at::Tensor& tensor) {
+  return check_dtype(op, argument, tensor.scalar_type(), tensor.device().type());
 }
 
 // Of sums of such elements.

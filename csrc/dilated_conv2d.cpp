@@ -5,6 +5,8 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <vector>
+
 #include "checks.h"
 #include "winograd.h"
 
@@ -19,12 +21,16 @@ void check_weight(const char* op, const at::Tensor& weight) {
       ": weight: expected [O, C, 3, 3], got shape ", weight.sizes());
 }
 
+int64_t check_dilation(const char* op, int64_t dilation) {
+  TORCH_CHECK_VALUE(dilation >= 1 && dilation <= kMaxAxisSize, op, ": dilation: expected 1 to ", kMaxAxisSize, ", got ",
+                    dilation);
+  return dilation;
+}
+
 WinogradParams make_params(const char* op, const char* name, const at::Tensor& map, int64_t in_channels,
                            int64_t out_channels, int64_t dilation) {
   const DType dtype = check_map(op, name, map);
-  TORCH_CHECK_VALUE(dilation >= 1 && dilation <= kMaxAxisSize, op, ": dilation: expected 1 to ", kMaxAxisSize, ", got ",
-                    dilation);
-  return {map.size(0), map.size(2), map.size(3), in_channels, out_channels, dilation, dtype};
+  return {map.size(0), map.size(2), map.size(3), in_channels, out_channels, check_dilation(op, dilation), dtype};
 }
 
 void check_channels(const char* op, const char* name, const at::Tensor& map, int64_t channels, const char* letter) {
@@ -133,7 +139,7 @@ at::Tensor grad_weight(const at::Tensor& grad, const at::Tensor& x, int64_t dila
   check_same(op, "grad", grad, "x", x);
   const auto format = channels_last ? kChannelsLast : at::MemoryFormat::Contiguous;
   at::Tensor weight = at::empty({p.out_channels, p.in_channels, 3, 3}, x.options(), format);
-  if (p.batch == 0) {
+  if (p.batch == 0 || weight.numel() == 0) {
     return weight.zero_();
   }
   if (winograd_is_faster(p)) {
@@ -146,17 +152,29 @@ at::Tensor grad_weight(const at::Tensor& grad, const at::Tensor& x, int64_t dila
   return std::get<1>(library_backward(grad, x, weight, dilation, false, true)).contiguous(format);
 }
 
+// Of what winograd_weight returns, in float.
+std::vector<int64_t> winograd_weight_shape(int64_t out_channels, int64_t in_channels) {
+  return {kTilePositions, winograd_weight_stride(in_channels, out_channels)};
+}
+
 at::Tensor transform_weight(const at::Tensor& weight) {
   constexpr auto op = "winograd_weight";
   check_weight(op, weight);
   const DType dtype = check_dtype(op, "weight", weight);
   TORCH_CHECK_TYPE(dtype != DType::kFloat64, op, ": weight: expected float32, float16 or bfloat16, got Double");
   const WinogradParams p = {1, 1, 1, weight.size(1), weight.size(0), 1, dtype};
-  at::Tensor transformed = at::empty({kTilePositions, winograd_weight_stride(p.in_channels, p.out_channels)},
-                                     weight.options().dtype(at::kFloat));
+  at::Tensor transformed =
+      at::empty(winograd_weight_shape(p.out_channels, p.in_channels), weight.options().dtype(at::kFloat));
   const at::Tensor dense = dense_weight(weight);
   cpu::winograd_weight(p, weight_of(dense, false), transformed.mutable_data_ptr<float>());
   return transformed;
+}
+
+bool winograd_is_faster_of_sizes(int64_t batch, int64_t in_channels, int64_t out_channels, int64_t height,
+                                 int64_t width, int64_t dilation, at::ScalarType dtype) {
+  constexpr auto op = "winograd_is_faster";
+  return winograd_is_faster({batch, height, width, in_channels, out_channels, check_dilation(op, dilation),
+                             check_dtype(op, "dtype", dtype, at::kCPU)});
 }
 
 at::Tensor forward_transformed(const at::Tensor& x, const at::Tensor& transformed, int64_t out_channels,
@@ -165,8 +183,8 @@ at::Tensor forward_transformed(const at::Tensor& x, const at::Tensor& transforme
   constexpr auto op = "winograd_conv2d";
   const auto p = make_params(op, "x", x, x.size(1), out_channels, dilation);
   TORCH_CHECK_TYPE(p.dtype != DType::kFloat64, op, ": x: expected float32, float16 or bfloat16, got Double");
-  const std::initializer_list<int64_t> shape = {kTilePositions, winograd_weight_stride(p.in_channels, p.out_channels)};
-  TORCH_CHECK_VALUE(transformed.sizes() == at::IntArrayRef(shape) && transformed.is_contiguous(), op,
+  const std::vector<int64_t> shape = winograd_weight_shape(out_channels, p.in_channels);
+  TORCH_CHECK_VALUE(transformed.sizes() == shape && transformed.is_contiguous(), op,
                     ": transformed: expected what winograd_weight returns, of shape ", at::IntArrayRef(shape),
                     ", got shape ", transformed.sizes());
   TORCH_CHECK_TYPE(transformed.scalar_type() == at::kFloat, op, ": transformed: expected Float, got ",
@@ -192,6 +210,12 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
       "winograd_conv2d(Tensor x, Tensor transformed, int out_channels, Tensor? bias, int dilation, Tensor? residual,"
       " bool relu) -> Tensor",
       {at::Tag::pt2_compliant_tag});
+  // Rules, for Python not to repeat them; without a tensor no device chooses a kernel, so it stands here.
+  m.def(
+      "winograd_is_faster(int batch, int in_channels, int out_channels, int height, int width, int dilation,"
+      " ScalarType dtype) -> bool",
+      &winograd_is_faster_of_sizes);
+  m.def("winograd_weight_shape(int out_channels, int in_channels) -> int[]", &winograd_weight_shape);
 }
 
 TORCH_LIBRARY_IMPL(pspfast, CPU, m) {

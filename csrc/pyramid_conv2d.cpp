@@ -114,7 +114,7 @@ std::tuple<at::Tensor, at::Tensor> mix(const at::Tensor& priors, const at::Tenso
   const int64_t k = weight.size(2);
   at::Tensor mixed = at::empty({p.batch, p.bin_count, k, k, p.out_channels}, priors.options().dtype(sum_type(p.dtype)));
   at::Tensor weight_x = at::empty({p.out_channels, p.x_channels, k, k}, weight.options(), format_of(p));
-  if (weight.numel() > 0) {
+  if (p.out_channels > 0) {
     cpu::pyramid_mix(p, rows_of(priors).const_data_ptr(), weight.contiguous(format_of(p)).const_data_ptr(),
                      mixed.mutable_data_ptr(), weight_x.mutable_data_ptr());
   }
@@ -135,7 +135,7 @@ std::tuple<at::Tensor, at::Tensor> mix_backward(const at::Tensor& grad_mixed, co
                     at::IntArrayRef(x_shape), ", got ", grad_weight_x.sizes());
   at::Tensor grad_priors = at::empty({p.batch, p.bin_count, p.reduction}, priors.options());
   at::Tensor grad_weight = at::empty(weight.sizes(), weight.options(), format_of(p));
-  if (weight.numel() > 0) {
+  if (p.out_channels > 0) {
     cpu::pyramid_mix_backward(p, grad_mixed.movedim(-1, 0).contiguous().const_data_ptr(),
                               grad_weight_x.contiguous(format_of(p)).const_data_ptr(), rows_of(priors).const_data_ptr(),
                               weight.contiguous(format_of(p)).const_data_ptr(), grad_priors.mutable_data_ptr(),

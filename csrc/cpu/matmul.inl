@@ -73,12 +73,12 @@ void multiply_up_to(int64_t rows, const Matmul<A>& m) {
   multiply_rows<A, kRows, kCols, false>(m);
 }
 
-// All rows, and a number of blocks of columns.
+// All rows, and a number of blocks of columns. A product of depth 0 is zero, and stored or added as any other.
 template <class A>
 void multiply(int64_t rows, int64_t blocks, const Matmul<A>& all) {
   const int64_t parts = (rows + kMatmulRows - 1) / kMatmulRows;
   for (int64_t block = 0; block < blocks; block += kMatmulCols) {
-    for (int64_t k = 0; k < all.depth; k += kSummed) {
+    for (int64_t k = 0; k == 0 || k < all.depth; k += kSummed) {
       for (int64_t part = 0; part < parts; ++part) {
         // Parts that differ by one row at most.
         const int64_t begin = part * rows / parts, end = (part + 1) * rows / parts;
@@ -99,7 +99,7 @@ void multiply(int64_t rows, int64_t blocks, const Matmul<A>& all) {
 template <class A>
 void multiply_transposed(int64_t rows, int64_t blocks, const Matmul<A>& all) {
   for (int64_t block = 0; block < blocks; block += kMatmulCols) {
-    for (int64_t k = 0; k < all.depth; k += kSummed) {
+    for (int64_t k = 0; k == 0 || k < all.depth; k += kSummed) {
       for (int64_t row = 0; row < rows; row += kTransposedRows) {
         Matmul<A> m = all;
         m.left += row / kLanes * all.left_block + row % kLanes + k * kLanes;

@@ -1,5 +1,6 @@
 """Fixtures for the tests of ops."""
 
+import ctypes
 from collections.abc import Iterator
 
 import pytest
@@ -8,13 +9,21 @@ from op_tester import IMPLEMENTATIONS
 
 import pspfast
 
+# mallopt's M_PERTURB, where the C library is glibc: memory that malloc gives out is filled with the
+# complement of a byte. 0x7f7f7f7f is 3e38 in float32, and 0x7f7f NaN in float16.
+_M_PERTURB, _FILLED_WITH_7F = -6, 0x80
+_perturb = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 1)
+
 
 @pytest.fixture(autouse=True)
 def poisoned_allocations() -> Iterator[None]:
-    """Memory that an op allocates, in C++ too, holds NaN: what is left unwritten fails a test."""
+    """Tensors that an op allocates, in C++ too, hold NaN, and other memory huge numbers: what is
+    read or returned without having been written fails a test."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    _perturb(_M_PERTURB, _FILLED_WITH_7F)
     yield
+    _perturb(_M_PERTURB, 0)
     torch.use_deterministic_algorithms(False)
 
 
