@@ -1,15 +1,16 @@
-"""PSPNet for inference alone: weights folded, transformed and packed once."""
+"""PSPNet for inference alone: its weights are folded and transformed once."""
 
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pspfast.models.fused import FusedConv2d, folded, fused_conv2d, fused_conv2d_of
+from pspfast.models.fusable import check_fusable
+from pspfast.models.fused import FusedConv2d, fold_batch_norm, fuse_conv2d, fused_conv2d_like
+from pspfast.models.hooks import is_watched
 from pspfast.models.pspnet import PSPNet
 from pspfast.models.resnet import BasicBlock, Bottleneck
 from pspfast.ops import pyramid_pool
@@ -26,10 +27,12 @@ def optimize_for_inference(
     BatchNorm is folded into the convolutions, bias, ReLU and residual additions are part of them,
     the 3×3 convolutions' weights are transformed for Winograd's algorithm (on the CPU, where they
     take four times their memory; each thread that calls the model keeps up to 40 MB more between
-    calls), and the auxiliary head is left out.
+    calls), and the auxiliary head is left out. Forward hooks registered on the copy may keep what
+    they are given: it is not written to afterwards.
 
     Args:
-        model: any PSPNet, in training or evaluation mode; it is left as it is.
+        model: a PSPNet, in training or evaluation mode, with BatchNorm or SyncBatchNorm; it is left
+            as it is.
         dtype: float32, bfloat16, float16 or float64, of the maps between layers; the default is
             the model's. Images of any floating dtype are taken.
         memory_format: of the maps between layers; channels_last, the default, is what the kernels
@@ -40,7 +43,9 @@ def optimize_for_inference(
         reach its weights. It can be saved by ``torch.save``, compiled, and called by many threads.
 
     Raises:
-        TypeError: ``model`` is no PSPNet, or is optimised already; or ``dtype`` is no floating one.
+        TypeError: ``model`` is no PSPNet, or is optimised already; or a layer is of a type that
+            PSPNet has not there; or ``dtype`` is no floating one.
+        ValueError: a layer has forward hooks, a ``forward`` of its own, or no running statistics.
     """
     if not isinstance(model, PSPNet) or isinstance(model, InferencePSPNet):
         raise TypeError(
@@ -49,6 +54,7 @@ def optimize_for_inference(
     dtype = next(model.parameters()).dtype if dtype is None else dtype
     if not dtype.is_floating_point:
         raise TypeError(f"optimize_for_inference: dtype: expected a floating one, got {dtype}")
+    check_fusable(model)
     with torch.no_grad():
         return InferencePSPNet(model, dtype, memory_format)
 
@@ -68,15 +74,25 @@ class InferencePSPNet(PSPNet):
         # A memory_format cannot be saved.
         self.is_channels_last = memory_format == torch.channels_last
 
-        self.layer0 = _fused_sequence(model.layer0, dtype)
+        stem: Any = model.layer0
+        *convs, pool = stem
+        fused = [
+            fuse_conv2d(conv, bn, True, dtype)
+            for conv, bn in zip(convs[0::3], convs[1::3], strict=True)
+        ]
+        self.layer0 = nn.Sequential(*fused, copy.deepcopy(pool))
         for name in ("layer1", "layer2", "layer3", "layer4"):
             blocks = [FusedBlock(block, dtype) for block in getattr(model, name)]
-            setattr(self, name, nn.Sequential(*blocks))
+            setattr(self, name, FusedStage(*blocks))
         if model.use_ppm:
-            self.ppm = FusedPriors(model.ppm, dtype)
-            self.cls = FusedHead(model.cls, dtype)
+            self.ppm = FusedPyramidPriors(model.ppm, dtype)
+            self.cls = FusedPyramidHead(model.cls, dtype)
         else:
-            self.cls = _fused_sequence(model.cls, dtype)
+            head: Any = model.cls
+            conv, bn, _, _, classifier = head
+            self.cls = nn.Sequential(
+                fuse_conv2d(conv, bn, True, dtype), fuse_conv2d(classifier, None, False, dtype)
+            )
         self.to(memory_format=memory_format)
         self.eval()
 
@@ -93,17 +109,21 @@ class InferencePSPNet(PSPNet):
         return super().train(False)
 
 
-def _fused_sequence(layers: Any, dtype: torch.dtype) -> nn.Sequential:
-    """Convolutions take the BatchNorm and ReLU behind them; Dropout goes."""
-    fused: list[nn.Module] = []
-    for layer, following in pairwise([*layers, None]):
-        if isinstance(layer, nn.Conv2d):
-            bn = following if isinstance(following, nn.BatchNorm2d) else None
-            # Every BatchNorm of a stem or a classifier has a ReLU behind it.
-            fused.append(fused_conv2d(layer, bn, bn is not None, dtype))
-        elif isinstance(layer, nn.MaxPool2d):
-            fused.append(copy.deepcopy(layer))
-    return nn.Sequential(*fused)
+class FusedStage(nn.Sequential):
+    """Residual blocks. A block's result takes the memory of its residual where nobody else can have
+    it: within a stage, if no hook is given it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
+        overwrite = (
+            x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not any(map(is_watched, self.modules()))
+        )
+        for block in self:
+            residual_is_input = x is input and block.downsample is None
+            x = block(x, overwrite=True) if overwrite and not residual_is_input else block(x)
+        return x
 
 
 class FusedBlock(nn.Module):
@@ -111,31 +131,33 @@ class FusedBlock(nn.Module):
 
     def __init__(self, block: BasicBlock | Bottleneck, dtype: torch.dtype) -> None:
         super().__init__()
-        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        layers = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
         if isinstance(block, Bottleneck):
-            pairs.append((block.conv3, block.bn3))
-        self.convs = nn.ModuleList(fused_conv2d(*pair, True, dtype) for pair in pairs)
+            layers.append((block.conv3, block.bn3))
+        self.convs = nn.ModuleList(fuse_conv2d(conv, bn, True, dtype) for conv, bn in layers)
         downsample: Any = block.downsample
         self.downsample: FusedConv2d | None = None
         if downsample is not None:
             conv, bn = downsample
-            self.downsample = fused_conv2d(conv, bn, False, dtype)
+            self.downsample = fuse_conv2d(conv, bn, False, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """``overwrite``: whether the result may take the memory of the residual, which is x where
+        there is no ``downsample``."""
         residual = x if self.downsample is None else self.downsample(x)
         for conv in self.convs[:-1]:
             x = conv(x)
-        return self.convs[-1](x, residual)
+        return self.convs[-1](x, residual, overwrite)
 
 
-class FusedPriors(nn.Module):
+class FusedPyramidPriors(nn.Module):
     """:class:`PyramidPriors` whose level convolutions are matrix products."""
 
     def __init__(self, priors: Any, dtype: torch.dtype) -> None:
         super().__init__()
         self.bins = priors.bins
         for level, (_, conv, bn, _) in enumerate(priors.features):
-            weight, bias = folded(conv, bn)
+            weight, bias = fold_batch_norm(conv, bn)
             self.register_buffer(f"weight{level}", weight.flatten(1).to(dtype))
             self.register_buffer(f"bias{level}", bias[:, None].to(dtype))
 
@@ -149,22 +171,23 @@ class FusedPriors(nn.Module):
         return torch.cat(priors, dim=2).relu_()
 
 
-class FusedHead(nn.Module):
-    """:class:`Head` whose convolution's parts for the map and for the levels are apart."""
+class FusedPyramidHead(nn.Module):
+    """:class:`Head` over the pyramid, the weight of its convolution cut in two: for the map and for
+    the levels."""
 
     def __init__(self, head: Any, dtype: torch.dtype) -> None:
         super().__init__()
         conv, bn, _, _, classifier = head
         self.bins = conv.bins
         self.align_corners = conv.align_corners
-        weight, bias = folded(conv, bn)
+        weight, bias = fold_batch_norm(conv, bn)
         for_map, for_levels = weight.split(conv.in_channels // 2, dim=1)
-        self.conv = fused_conv2d_of(for_map, None, conv, False, dtype)
+        self.conv = fused_conv2d_like(conv, for_map, None, False, dtype)
         self.register_buffer("weight", for_levels.to(dtype))
         self.register_buffer("bias", bias.to(dtype))
         self.weight: Tensor
         self.bias: Tensor
-        self.classifier = fused_conv2d(classifier, None, False, dtype)
+        self.classifier = fuse_conv2d(classifier, None, False, dtype)
 
     def forward(self, x: Tensor, priors: Tensor) -> Tensor:
         base = self.conv(x)

@@ -15,8 +15,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.modules.module import _has_any_global_hook
 
+from pspfast.models.hooks import is_watched
 from pspfast.ops.batch_norm_relu import (
     BatchNormOutput,
     batch_norm_relu_apply,
@@ -66,12 +66,12 @@ def norm(x: Tensor, bn: nn.Module) -> Tensor:
 
 def norm_relu(x: Tensor, bn: nn.Module, relu: nn.Module, residual: Tensor | None = None) -> Tensor:
     """``relu(bn(x) + residual)``."""
-    if _is_fused(x, bn) and type(relu) is nn.ReLU and not _is_watched(relu):
+    if _is_fused(x, bn) and type(relu) is nn.ReLU and not is_watched(relu):
         return _norm(x, bn, relu, residual)
     out = bn(x)
     if residual is not None:
         # A hook may have kept the output, and torch forbids writing to it after backward hooks.
-        out = out + residual.to(out.dtype) if _is_watched(bn) else out.add_(residual)
+        out = out + residual.to(out.dtype) if is_watched(bn) else out.add_(residual)
     return relu(out)
 
 
@@ -199,21 +199,8 @@ def _is_fused(x: Tensor, bn: nn.Module) -> bool:
         and bn.affine
         and bn.track_running_stats
         and bn.momentum is not None
-        and not _is_watched(bn)
+        and not is_watched(bn)
         # Of one value per channel bn raises torch's own error.
         and x.numel() > x.shape[1]
         and has_kernel(x)
-    )
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether calling it does more than its class's ``forward``: it has hooks, or all modules have,
-    or its ``forward`` has been replaced."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or _has_any_global_hook()
-        or "forward" in module.__dict__
     )

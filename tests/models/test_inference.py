@@ -151,9 +151,11 @@ def test_threads() -> None:
             assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled(dtype: torch.dtype) -> None:
-    frozen = optimize_for_inference(make_model(layers=18), dtype)
+@pytest.mark.parametrize(
+    ("layers", "dtype"), [(18, torch.float32), (18, torch.bfloat16), (50, torch.float32)], ids=str
+)
+def test_compiled(layers: int, dtype: torch.dtype) -> None:
+    frozen = optimize_for_inference(make_model(layers=layers), dtype)
     images = torch.randn(1, 3, 33, 33)
     compiled = torch.compile(frozen, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
