@@ -1,7 +1,7 @@
-"""How semseg and mmseg label an image for scores: whole or by windows, at several scales, mirrored.
+"""Inference as semseg and mmseg do it: whole or by windows, at several scales, mirrored.
 
-Images are as ``EvalTransform`` gives them. Resizing is linear and padding is with the mean colour,
-so that it makes no difference that they are normalised before instead of after.
+Images are normalised. semseg and mmseg resize and pad them before that, which makes no difference:
+resizing is linear, and the mean colour, with which they pad, is zero here.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class _MultiScale:
-    """What the protocols share.
+    """Labels from the probabilities that a subclass computes.
 
     Args:
         model: in evaluation mode.
-        scales: factors of ``base_size``.
-        flip: whether images are seen mirrored, too.
+        scales: at which the model is given an image, factors of ``base_size``.
+        flip: whether it is also given each image mirrored.
         base_size: long side of an image at scale 1; None for its own.
     """
 
@@ -64,15 +64,15 @@ class _MultiScale:
 
 @dataclass(kw_only=True)
 class SlidingProbabilities(_MultiScale):
-    """semseg's: probabilities averaged over windows of one size and over scales.
+    """semseg's way: probabilities are averaged over windows of one size and over scales.
 
-    An image is resized and padded evenly to the size of a window at least; windows are mirrored one
-    by one; the probabilities are resized to the image.
+    An image is resized, and padded evenly where it is smaller than a window. Windows are mirrored
+    one by one. The probabilities are resized to the image.
 
     Args:
         crop: (H, W) of the windows, 8n+1 where the model has ``align_corners``.
         stride: rows and columns from a window to the next.
-        window_batch: windows that the network is given at a time, mirrored ones included.
+        window_batch: number of windows that the model is given at a time, mirrored ones included.
 
     Raises:
         ValueError: ``crop`` is not as above.
@@ -94,10 +94,10 @@ class SlidingProbabilities(_MultiScale):
     def probabilities(self, image: Tensor) -> Tensor:
         size = _size(image)
         total = self._zeros(image)
-        # Batches go across scales, of which the small ones have a window or two.
+        # A batch takes windows of several scales: a small one has only a window or two.
         for batch in _batches(self._windows(image), self.window_batch):
             images = [_mirror(canvas.window(canvas.image, y, x), f) for canvas, y, x, f in batch]
-            # Logits zoomed to a resolution between are upsampled twice.
+            # With such a zoom_factor logits are upsampled twice: by the model, then to the window.
             zoomed = self.model.zoom_factor in (2, 4)
             logits = self.model(torch.cat(images), upsample=zoomed)
             for of_window, (canvas, y, x, flip) in zip(logits.split(1), batch, strict=True):
@@ -114,7 +114,7 @@ class SlidingProbabilities(_MultiScale):
         return total
 
     def _windows(self, image: Tensor) -> Iterator[tuple[_Canvas, int, int, bool]]:
-        """Scale, first row, first column and whether it is mirrored, of each window."""
+        """Of each window: its canvas, first row, first column, and whether it is mirrored."""
         for scale in self.scales:
             long = max(1, round(scale * (self.base_size or max(_size(image)))))
             resized = _resize(image, semseg_size(_size(image), long))
@@ -124,7 +124,7 @@ class SlidingProbabilities(_MultiScale):
 
 
 class _Canvas:
-    """An image of one scale, padded, and the probabilities of its windows."""
+    """An image at one scale, padded, and the sum of its windows' probabilities."""
 
     def __init__(self, resized: Tensor, classes: int, crop: Size, stride: Size, flips: int) -> None:
         self.size, self.crop = _size(resized), crop
@@ -140,14 +140,14 @@ class _Canvas:
         return _window(maps, y, x, self.crop)
 
     def probabilities(self) -> Tensor:
-        """Without the padding ``[1, K, h, w]``, once no window is missing."""
+        """``[1, K, h, w]`` without the padding; no window may be missing."""
         counts = visits(_size(self.image), self.crop, self.rows, self.cols, self.total.device)
         return _window(self.total.div_(counts), self.top, self.left, self.size)
 
 
 @dataclass(kw_only=True)
 class WholeImage(_MultiScale):
-    """mmseg's for whole images: probabilities averaged over scales and mirror images.
+    """mmseg's way with whole images: probabilities are averaged over scales and mirror images.
 
     Logits are upsampled to the resized image, then resized to the image; then softmax is taken.
     mmseg also rounds the pixels of a resized image to 8 bits, which is not done here.
@@ -177,12 +177,12 @@ class WholeImage(_MultiScale):
 
 @dataclass(kw_only=True)
 class SlidingLogits(WholeImage):
-    """mmseg's for windows: as ``WholeImage``, with logits averaged over windows.
+    """mmseg's way with windows: as ``WholeImage``, with logits averaged over windows.
 
     Args:
         crop: (H, W) of the windows; where the image is smaller, they are as large as it is.
         stride: rows and columns from a window to the next.
-        window_batch: windows that the network is given at a time.
+        window_batch: number of windows that the model is given at a time.
     """
 
     crop: Size

@@ -229,6 +229,8 @@ class PSPNet(nn.Module):
         )
 
     def _check_target(self, x: Tensor, y: Tensor | None, size: list[int]) -> None:
+        """Names wrong labels before the network runs; the loss would do so after all of forward,
+        and it takes labels of any size."""
         if y is None:
             raise ValueError("PSPNet: y: expected labels in training mode, got None")
         ignore = getattr(self.criterion, "ignore_index", None)

@@ -80,7 +80,7 @@ class PyramidPooling(PyramidPriors):
 class PyramidConv2d(nn.Conv2d):
     """``nn.Conv2d`` over what :class:`PyramidPooling` returns, which is not made.
 
-    Given a map alone, it takes it for the concatenation, as the convolution that it is.
+    Called with a map alone, it is an ordinary convolution, and the map a concatenation made before.
 
     Args:
         in_channels: C + L R.
@@ -128,7 +128,7 @@ class Head(nn.Sequential):
 class PoolUnlessPooled(nn.AdaptiveAvgPool2d):
     """AdaptiveAvgPool2d that returns a map of its output size as it is: there it is the identity.
 
-    Not computed, because eager's gradient on a GPU is not deterministic.
+    Eager mode would compute it all the same, and its gradient on a GPU is not deterministic.
     """
 
     def forward(self, input: Tensor) -> Tensor:

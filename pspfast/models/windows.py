@@ -1,4 +1,4 @@
-"""Where evaluation looks: sizes of scaled images, and windows that slide over them."""
+"""Sizes of scaled images, and the windows that slide over them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def semseg_stride(crop: Size) -> Size:
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows begin on an axis, in semseg and in mmseg: the last is moved back to its end.
+    """Where windows begin on an axis, in semseg and in mmseg. The last one is moved back so that it
+    ends where the axis does.
 
     Args:
         length: of the axis, at least ``crop``.
         crop: length of a window.
-        stride: from a window to the next, at most ``crop``.
+        stride: distance from a window to the next, at most ``crop``.
     """
     count = math.ceil((length - crop) / stride) + 1
     return [min(i * stride, length - crop) for i in range(count)]
@@ -45,12 +46,13 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
 def visits(
     size: Size, crop: Size, rows: list[int], cols: list[int], device: torch.device
 ) -> Tensor:
-    """In how many windows each pixel is, float32 ``[H, W]``.
+    """Number of windows that each pixel is in, float32 ``[H, W]``.
 
     Args:
         size: (H, W).
-        crop: of a window.
-        rows: where windows begin, ``cols`` likewise; there is one at each pair of them.
+        crop: (H, W) of a window.
+        rows: first rows of windows; there is a window at each pair of a row and a column.
+        cols: their first columns.
         device: of the result.
     """
     counts = torch.zeros(size[0], 1, device=device), torch.zeros(size[1], device=device)
