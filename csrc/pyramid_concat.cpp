@@ -1,10 +1,10 @@
 // pyramid_concat: schema, checks, allocation, choice of the CPU or CUDA kernel.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include "checks.h"
-#include "pyramid_upsample_call.h"
+#include "dispatch.h"
+#include "pyramid_upsample_tensors.h"
 
 namespace pspfast {
 namespace {
@@ -46,7 +46,7 @@ at::Tensor pyramid_concat(const at::Tensor& x, const at::Tensor& priors, at::Int
   params.channels_last = channels_last;
   const at::Tensor values = empty_values(params, x.options());
   values.squeeze(-2).squeeze(-2).copy_(priors.transpose(1, 2));
-  call_upsample(params, {.copied = dense.const_data_ptr()}, values, map);
+  pyramid_upsample(params, {.copied = dense.const_data_ptr()}, values, map);
   return map;
 }
 
@@ -62,8 +62,13 @@ at::Tensor pyramid_concat_backward(const at::Tensor& grad, at::IntArrayRef bins,
   const at::Tensor dense = is_channels_last(grad) ? grad : grad.contiguous();
   const auto params = make_params(dense, channels, pyramid, align_corners, dtype);
   at::Tensor grad_values = empty_values(params, grad.options());
-  call_upsample_backward(params, dense, grad_values);
+  pyramid_upsample_backward(params, dense, grad_values);
   return grad_values.squeeze(-2).squeeze(-2).transpose(1, 2).to(grad.scalar_type()).contiguous();
+}
+
+void implement(torch::Library& m) {
+  m.impl("pyramid_concat", &pyramid_concat);
+  m.impl("pyramid_concat_backward", &pyramid_concat_backward);
 }
 
 }  // namespace
@@ -75,16 +80,6 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
         {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(pspfast, CPU, m) {
-  m.impl("pyramid_concat", &pyramid_concat);
-  m.impl("pyramid_concat_backward", &pyramid_concat_backward);
-}
-
-#ifdef PSPFAST_WITH_CUDA
-TORCH_LIBRARY_IMPL(pspfast, CUDA, m) {
-  m.impl("pyramid_concat", &pyramid_concat);
-  m.impl("pyramid_concat_backward", &pyramid_concat_backward);
-}
-#endif
+PSPFAST_IMPLEMENT(implement)
 
 }  // namespace pspfast

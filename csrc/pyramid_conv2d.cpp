@@ -3,11 +3,11 @@
 // the CPU or CUDA kernel.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include "checks.h"
+#include "dispatch.h"
 #include "pyramid_mix.h"
-#include "pyramid_upsample_call.h"
+#include "pyramid_upsample_tensors.h"
 
 namespace pspfast {
 namespace {
@@ -54,9 +54,9 @@ at::Tensor upsample_add(const at::Tensor& base, const at::Tensor& mixed, const s
     return map;
   }
   const at::Tensor dense_bias = bias ? bias->contiguous() : at::Tensor();
-  call_upsample(params,
-                {.base = dense.const_data_ptr(), .bias = bias ? dense_bias.const_data_ptr() : nullptr, .relu = relu},
-                mixed.contiguous(), map);
+  pyramid_upsample(params,
+                   {.base = dense.const_data_ptr(), .bias = bias ? dense_bias.const_data_ptr() : nullptr, .relu = relu},
+                   mixed.contiguous(), map);
   return map;
 }
 
@@ -72,7 +72,7 @@ at::Tensor upsample_add_backward(const at::Tensor& grad, at::IntArrayRef bins, b
   if (grad.numel() == 0) {
     return grad_mixed.zero_();
   }
-  call_upsample_backward(params, channels_last ? grad : grad.contiguous(), grad_mixed);
+  pyramid_upsample_backward(params, channels_last ? grad : grad.contiguous(), grad_mixed);
   return grad_mixed;
 }
 
@@ -146,6 +146,11 @@ std::tuple<at::Tensor, at::Tensor> mix_backward(const at::Tensor& grad_mixed, co
   return {grad_priors.transpose(1, 2).contiguous(), grad_weight};
 }
 
+void implement(torch::Library& m) {
+  m.impl("pyramid_upsample_add", &upsample_add);
+  m.impl("pyramid_upsample_add_backward", &upsample_add_backward);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pspfast, m) {
@@ -163,18 +168,12 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
+PSPFAST_IMPLEMENT(implement)
+
+// Products of matrices take its place on a GPU.
 TORCH_LIBRARY_IMPL(pspfast, CPU, m) {
-  m.impl("pyramid_upsample_add", &upsample_add);
-  m.impl("pyramid_upsample_add_backward", &upsample_add_backward);
   m.impl("pyramid_mix", &mix);
   m.impl("pyramid_mix_backward", &mix_backward);
 }
-
-#ifdef PSPFAST_WITH_CUDA
-TORCH_LIBRARY_IMPL(pspfast, CUDA, m) {
-  m.impl("pyramid_upsample_add", &upsample_add);
-  m.impl("pyramid_upsample_add_backward", &upsample_add_backward);
-}
-#endif
 
 }  // namespace pspfast

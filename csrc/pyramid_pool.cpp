@@ -2,15 +2,9 @@
 #include "pyramid_pool.h"
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include "checks.h"
-
-#ifdef PSPFAST_WITH_CUDA
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#endif
+#include "dispatch.h"
 
 namespace pspfast {
 namespace {
@@ -37,15 +31,7 @@ at::Tensor pyramid_pool(const at::Tensor& x, at::IntArrayRef bins) {
   if (pooled.numel() == 0) {
     return pooled;
   }
-#ifdef PSPFAST_WITH_CUDA
-  if (x.is_cuda()) {
-    const c10::cuda::CUDAGuard guard(x.device());
-    C10_CUDA_CHECK(cuda::pyramid_pool(params, dense.const_data_ptr(), pooled.mutable_data_ptr(),
-                                      c10::cuda::getCurrentCUDAStream()));
-    return pooled;
-  }
-#endif
-  cpu::pyramid_pool(params, dense.const_data_ptr(), pooled.mutable_data_ptr());
+  launch(x, cpu::pyramid_pool, PSPFAST_CUDA(pyramid_pool), params, dense.const_data_ptr(), pooled.mutable_data_ptr());
   return pooled;
 }
 
@@ -63,16 +49,14 @@ at::Tensor pyramid_pool_backward(const at::Tensor& grad, at::IntArrayRef bins, i
   if (grad_x.numel() == 0) {
     return grad_x;
   }
-#ifdef PSPFAST_WITH_CUDA
-  if (grad.is_cuda()) {
-    const c10::cuda::CUDAGuard guard(grad.device());
-    C10_CUDA_CHECK(cuda::pyramid_pool_backward(params, dense.const_data_ptr(), grad_x.mutable_data_ptr(),
-                                               c10::cuda::getCurrentCUDAStream()));
-    return grad_x;
-  }
-#endif
-  cpu::pyramid_pool_backward(params, dense.const_data_ptr(), grad_x.mutable_data_ptr());
+  launch(grad, cpu::pyramid_pool_backward, PSPFAST_CUDA(pyramid_pool_backward), params, dense.const_data_ptr(),
+         grad_x.mutable_data_ptr());
   return grad_x;
+}
+
+void implement(torch::Library& m) {
+  m.impl("pyramid_pool", &pyramid_pool);
+  m.impl("pyramid_pool_backward", &pyramid_pool_backward);
 }
 
 }  // namespace
@@ -83,16 +67,6 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
         {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(pspfast, CPU, m) {
-  m.impl("pyramid_pool", &pyramid_pool);
-  m.impl("pyramid_pool_backward", &pyramid_pool_backward);
-}
-
-#ifdef PSPFAST_WITH_CUDA
-TORCH_LIBRARY_IMPL(pspfast, CUDA, m) {
-  m.impl("pyramid_pool", &pyramid_pool);
-  m.impl("pyramid_pool_backward", &pyramid_pool_backward);
-}
-#endif
+PSPFAST_IMPLEMENT(implement)
 
 }  // namespace pspfast

@@ -2,15 +2,9 @@
 #include "upsample_argmax.h"
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
+#include "dispatch.h"
 #include "upsample_checks.h"
-
-#ifdef PSPFAST_WITH_CUDA
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#endif
 
 namespace pspfast {
 namespace {
@@ -26,15 +20,8 @@ at::Tensor upsample_argmax(const at::Tensor& logits, int64_t height, int64_t wid
   if (labels.numel() == 0) {
     return labels;
   }
-#ifdef PSPFAST_WITH_CUDA
-  if (logits.is_cuda()) {
-    const c10::cuda::CUDAGuard guard(logits.device());
-    C10_CUDA_CHECK(cuda::upsample_argmax(params, dense.const_data_ptr(), label_type, labels.mutable_data_ptr(),
-                                         c10::cuda::getCurrentCUDAStream()));
-    return labels;
-  }
-#endif
-  cpu::upsample_argmax(params, dense.const_data_ptr(), label_type, labels.mutable_data_ptr());
+  launch(logits, cpu::upsample_argmax, PSPFAST_CUDA(upsample_argmax), params, dense.const_data_ptr(), label_type,
+         labels.mutable_data_ptr());
   return labels;
 }
 
@@ -45,15 +32,8 @@ void call_softmax(const UpsampleParams& params, const at::Tensor& logits, bool f
   }
   const at::Tensor dense = dense_logits(params, logits);
   const SoftmaxOutput output{out.stride(0), out.stride(1), out.stride(2), out.stride(3), flip, add, weight};
-#ifdef PSPFAST_WITH_CUDA
-  if (logits.is_cuda()) {
-    const c10::cuda::CUDAGuard guard(logits.device());
-    C10_CUDA_CHECK(cuda::upsample_softmax(params, output, dense.const_data_ptr(), out.mutable_data_ptr<float>(),
-                                          c10::cuda::getCurrentCUDAStream()));
-    return;
-  }
-#endif
-  cpu::upsample_softmax(params, output, dense.const_data_ptr(), out.mutable_data_ptr());
+  launch(logits, cpu::upsample_softmax, PSPFAST_CUDA(upsample_softmax), params, output, dense.const_data_ptr(),
+         out.mutable_data_ptr());
 }
 
 at::Tensor upsample_softmax(const at::Tensor& logits, int64_t height, int64_t width, bool align_corners, bool flip,
@@ -78,6 +58,12 @@ void upsample_softmax_add(at::Tensor& out, const at::Tensor& logits, bool align_
   call_softmax(params, logits, flip, /*add=*/true, weight, out);
 }
 
+void implement(torch::Library& m) {
+  m.impl("upsample_argmax", &upsample_argmax);
+  m.impl("upsample_softmax", &upsample_softmax);
+  m.impl("upsample_softmax_add", &upsample_softmax_add);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pspfast, m) {
@@ -91,18 +77,6 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
         {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(pspfast, CPU, m) {
-  m.impl("upsample_argmax", &upsample_argmax);
-  m.impl("upsample_softmax", &upsample_softmax);
-  m.impl("upsample_softmax_add", &upsample_softmax_add);
-}
-
-#ifdef PSPFAST_WITH_CUDA
-TORCH_LIBRARY_IMPL(pspfast, CUDA, m) {
-  m.impl("upsample_argmax", &upsample_argmax);
-  m.impl("upsample_softmax", &upsample_softmax);
-  m.impl("upsample_softmax_add", &upsample_softmax_add);
-}
-#endif
+PSPFAST_IMPLEMENT(implement)
 
 }  // namespace pspfast

@@ -27,7 +27,7 @@ namespace cuda {
 cudaError_t upsample_argmax(const UpsampleParams& params, const void* logits, LabelType label_type, void* labels,
                             cudaStream_t stream);
 cudaError_t upsample_softmax(const UpsampleParams& params, const SoftmaxOutput& output, const void* logits,
-                             float* probabilities, cudaStream_t stream);
+                             void* probabilities, cudaStream_t stream);
 }  // namespace cuda
 #endif
 

@@ -2,15 +2,9 @@
 #include "upsample_cross_entropy.h"
 
 #include <ATen/ATen.h>
-#include <torch/library.h>
 
+#include "dispatch.h"
 #include "upsample_checks.h"
-
-#ifdef PSPFAST_WITH_CUDA
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#endif
 
 namespace pspfast {
 namespace {
@@ -71,28 +65,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> upsample_cross_entrop
   at::Tensor labels =
       at::empty(return_labels ? target.sizes() : at::IntArrayRef({0}), logits.options().dtype(label_type));
   void* const labels_data = return_labels ? labels.mutable_data_ptr() : nullptr;
-  at::Tensor sums;
-#ifdef PSPFAST_WITH_CUDA
-  if (logits.is_cuda()) {
-    const c10::cuda::CUDAGuard guard(logits.device());
-    sums = at::empty({cuda::upsample_cross_entropy_parts(params), 3}, logits.options().dtype(at::kDouble));
-    if (lse.numel() > 0) {
-      C10_CUDA_CHECK(cuda::upsample_cross_entropy(params, dense.const_data_ptr(), targets.const_data_ptr<int64_t>(),
-                                                  static_cast<const float*>(data_or_null(dense_weight)),
-                                                  lse.mutable_data_ptr<float>(),
-                                                  check_label_type(op, label_type, params.classes), labels_data,
-                                                  sums.mutable_data_ptr<double>(), c10::cuda::getCurrentCUDAStream()));
-    }
-  } else
-#endif
-  {
-    sums = at::empty({cpu::upsample_cross_entropy_parts(params), 3}, logits.options().dtype(at::kDouble));
-    if (lse.numel() > 0) {
-      cpu::upsample_cross_entropy(params, dense.const_data_ptr(), targets.const_data_ptr<int64_t>(),
-                                  data_or_null(dense_weight), lse.mutable_data_ptr(),
-                                  check_label_type(op, label_type, params.classes), labels_data,
-                                  sums.mutable_data_ptr<double>());
-    }
+  const auto count_parts =
+      for_device(logits, cpu::upsample_cross_entropy_parts, PSPFAST_CUDA(upsample_cross_entropy_parts));
+  at::Tensor sums = at::empty({count_parts(params), 3}, logits.options().dtype(at::kDouble));
+  if (lse.numel() > 0) {
+    launch(logits, cpu::upsample_cross_entropy, PSPFAST_CUDA(upsample_cross_entropy), params, dense.const_data_ptr(),
+           targets.const_data_ptr<int64_t>(), data_or_null(dense_weight), lse.mutable_data_ptr(),
+           check_label_type(op, label_type, params.classes), labels_data, sums.mutable_data_ptr<double>());
   }
   const at::Tensor total = sums.sum(0);
   check_targets(op, total[2], targets, params);
@@ -118,23 +97,19 @@ at::Tensor upsample_cross_entropy_backward(const at::Tensor& scale, const at::Te
   if (grad_logits.numel() == 0) {
     return grad_logits;
   }
-#ifdef PSPFAST_WITH_CUDA
-  if (logits.is_cuda()) {
-    const c10::cuda::CUDAGuard guard(logits.device());
-    at::Tensor workspace =
-        at::empty({cuda::upsample_cross_entropy_workspace(params)}, logits.options().dtype(at::kByte));
-    C10_CUDA_CHECK(cuda::upsample_cross_entropy_backward(
-        params, dense.const_data_ptr(), targets.const_data_ptr<int64_t>(),
-        static_cast<const float*>(data_or_null(dense_weight)), dense_lse.const_data_ptr<float>(),
-        dense_scale.const_data_ptr<float>(), grad_logits.mutable_data_ptr(), workspace.mutable_data_ptr(),
-        c10::cuda::getCurrentCUDAStream()));
-    return grad_logits;
-  }
-#endif
-  cpu::upsample_cross_entropy_backward(params, dense.const_data_ptr(), targets.const_data_ptr<int64_t>(),
-                                       data_or_null(dense_weight), dense_lse.const_data_ptr(),
-                                       dense_scale.const_data_ptr(), grad_logits.mutable_data_ptr());
+  const auto workspace_bytes =
+      for_device(logits, cpu::upsample_cross_entropy_workspace, PSPFAST_CUDA(upsample_cross_entropy_workspace));
+  at::Tensor workspace = at::empty({workspace_bytes(params)}, logits.options().dtype(at::kByte));
+  launch(logits, cpu::upsample_cross_entropy_backward, PSPFAST_CUDA(upsample_cross_entropy_backward), params,
+         dense.const_data_ptr(), targets.const_data_ptr<int64_t>(), data_or_null(dense_weight),
+         dense_lse.const_data_ptr(), dense_scale.const_data_ptr(), grad_logits.mutable_data_ptr(),
+         workspace.mutable_data_ptr());
   return grad_logits;
+}
+
+void implement(torch::Library& m) {
+  m.impl("upsample_cross_entropy", &upsample_cross_entropy);
+  m.impl("upsample_cross_entropy_backward", &upsample_cross_entropy_backward);
 }
 
 }  // namespace
@@ -150,16 +125,6 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(pspfast, CPU, m) {
-  m.impl("upsample_cross_entropy", &upsample_cross_entropy);
-  m.impl("upsample_cross_entropy_backward", &upsample_cross_entropy_backward);
-}
-
-#ifdef PSPFAST_WITH_CUDA
-TORCH_LIBRARY_IMPL(pspfast, CUDA, m) {
-  m.impl("upsample_cross_entropy", &upsample_cross_entropy);
-  m.impl("upsample_cross_entropy_backward", &upsample_cross_entropy_backward);
-}
-#endif
+PSPFAST_IMPLEMENT(implement)
 
 }  // namespace pspfast

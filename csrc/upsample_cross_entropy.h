@@ -28,24 +28,26 @@ void upsample_cross_entropy(const UpsampleLossParams& params, const void* logits
                             void* lse /* [N, H, W], float; double for double logits */, LabelType label_type,
                             void* labels /* [N, H, W] */,
                             double* sums /* [parts, 3]: losses, weights, invalid targets */);
+// Bytes of the backward's workspace.
+int64_t upsample_cross_entropy_workspace(const UpsampleLossParams& params);
 // grad_logits = scale * the gradient of the sum of losses.
 void upsample_cross_entropy_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
                                      const void* weight, const void* lse, const void* scale /* one number, as lse */,
-                                     void* grad_logits /* as logits */);
+                                     void* grad_logits /* as logits */, void* workspace);
 }  // namespace cpu
 
 #ifdef PSPFAST_WITH_CUDA
 // As on the CPU, in float, with all pointers on the device; all enqueue on `stream` and return the launch's error, and
-// float64 is not served. `workspace` holds upsample_cross_entropy_workspace(params) bytes, for the backward.
+// float64 is not served.
 namespace cuda {
 int64_t upsample_cross_entropy_parts(const UpsampleLossParams& params);
 cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void* logits, const int64_t* target,
-                                   const float* weight, float* lse, LabelType label_type, void* labels, double* sums,
+                                   const void* weight, void* lse, LabelType label_type, void* labels, double* sums,
                                    cudaStream_t stream);
 int64_t upsample_cross_entropy_workspace(const UpsampleLossParams& params);
 cudaError_t upsample_cross_entropy_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
-                                            const float* weight, const float* lse, const float* scale,
-                                            void* grad_logits, void* workspace, cudaStream_t stream);
+                                            const void* weight, const void* lse, const void* scale, void* grad_logits,
+                                            void* workspace, cudaStream_t stream);
 }  // namespace cuda
 #endif
 

@@ -120,8 +120,11 @@ void upsample_cross_entropy(const UpsampleLossParams& params, const void* logits
   });
 }
 
+int64_t upsample_cross_entropy_workspace(const UpsampleLossParams&) { return 0; }
+
 void upsample_cross_entropy_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
-                                     const void* weight, const void* lse, const void* scale, void* grad_logits) {
+                                     const void* weight, const void* lse, const void* scale, void* grad_logits,
+                                     void* /* workspace */) {
   dispatch(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     (params.label_smoothing == 0 && !weight

@@ -102,13 +102,13 @@ cudaError_t upsample_argmax(const UpsampleParams& params, const void* logits, La
 }
 
 cudaError_t upsample_softmax(const UpsampleParams& params, const SoftmaxOutput& output, const void* logits,
-                             float* probabilities, cudaStream_t stream) {
+                             void* probabilities, cudaStream_t stream) {
   const ColumnPlan plan = make_column_plan(params);
   return dispatch_logits(params, [&](auto* type) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     const auto kernel = has_many_rows(params) ? softmax_kernel<T, kManyRows> : softmax_kernel<T, kFewRows>;
     PSPFAST_LAUNCH(kernel, logits_grid(plan.blocks), kColumnThreads, ColumnShared::bytes(plan), stream, params, plan,
-                   output, static_cast<const T*>(logits), probabilities);
+                   output, static_cast<const T*>(logits), static_cast<float*>(probabilities));
   });
 }
 

@@ -51,7 +51,7 @@ void launch_add_rows(const UpsampleLossParams& params, const float* partial, con
 int64_t upsample_cross_entropy_parts(const UpsampleLossParams& params) { return make_column_plan(params).blocks; }
 
 cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void* logits, const int64_t* target,
-                                   const float* weight, float* lse, LabelType label_type, void* labels, double* sums,
+                                   const void* weight, void* lse, LabelType label_type, void* labels, double* sums,
                                    cudaStream_t stream) {
   const ColumnPlan plan = make_column_plan(params);
   return dispatch_logits(params, [&](auto* type) {
@@ -61,7 +61,8 @@ cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void*
                             ? (many ? loss_fwd_kernel<T, kManyRows, true> : loss_fwd_kernel<T, kFewRows, true>)
                             : (many ? loss_fwd_kernel<T, kManyRows, false> : loss_fwd_kernel<T, kFewRows, false>);
     PSPFAST_LAUNCH(kernel, logits_grid(plan.blocks), kColumnThreads, ColumnShared::bytes(plan), stream, params, plan,
-                   static_cast<const T*>(logits), target, weight, lse, label_type, labels, sums);
+                   static_cast<const T*>(logits), target, static_cast<const float*>(weight), static_cast<float*>(lse),
+                   label_type, labels, sums);
   });
 }
 
@@ -71,20 +72,21 @@ int64_t upsample_cross_entropy_workspace(const UpsampleLossParams& params) {
 }
 
 cudaError_t upsample_cross_entropy_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
-                                            const float* weight, const float* lse, const float* scale,
-                                            void* grad_logits, void* workspace, cudaStream_t stream) {
+                                            const void* weight, const void* lse, const void* scale, void* grad_logits,
+                                            void* workspace, cudaStream_t stream) {
   const GradPlan plan = make_grad_plan(params);
   auto* const partial = static_cast<float*>(workspace);
   return dispatch_logits(params, [&](auto* type) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     const auto kernel = params.label_smoothing > 0 ? loss_bwd_kernel<T, true> : loss_bwd_kernel<T, false>;
     PSPFAST_LAUNCH(kernel, logits_grid(plan.blocks), kGradThreads, sizeof(GradShared), stream, params, plan,
-                   static_cast<const T*>(logits), target, weight, lse, partial);
+                   static_cast<const T*>(logits), target, static_cast<const float*>(weight),
+                   static_cast<const float*>(lse), partial);
     // Then all rows of sums and of gradients begin at multiples of 16 bytes, as the workspace does.
     const bool wide =
         logits_row(params) % kVectorSize<T> == 0 && is_vector_aligned(partial) && is_vector_aligned(grad_logits);
     const auto add_rows = wide ? launch_add_rows<T, kVectorSize<T>> : launch_add_rows<T, 1>;
-    add_rows(params, partial, scale, static_cast<T*>(grad_logits), stream);
+    add_rows(params, partial, static_cast<const float*>(scale), static_cast<T*>(grad_logits), stream);
   });
 }
 
