@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as of_all_modules
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -14,6 +14,9 @@ def is_watched(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or _has_any_global_hook()
+        or of_all_modules._global_forward_hooks
+        or of_all_modules._global_forward_pre_hooks
+        or of_all_modules._global_backward_hooks
+        or of_all_modules._global_backward_pre_hooks
         or "forward" in module.__dict__
     )

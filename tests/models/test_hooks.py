@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.nn.utils import parametrize
 
+from pspfast.models.hooks import is_watched
 from pspfast.models.recompute import recompute_normalized_maps
 from pspfast.models.resnet import Bottleneck
 
@@ -113,6 +114,7 @@ def test_hooks_of_all_modules(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
     # torch takes one kind of backward hook, full or legacy, in a process.
     monkeypatch.setattr(hooks, "_global_is_full_backward_hook", None)
     assert_equal_to_plain_pytorch(lambda block, record: OF_ALL_MODULES[kind](record))
+    assert not is_watched(nn.ReLU()), "after the hook's removal"
 
 
 @pytest.mark.parametrize("name", NAMES)
