@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ def main(args: list[str] | None = None) -> None:
     if args == ["info"]:
         _info()
         return
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     command = args[0] if args else ""
     try:
         recipe: dict[str, Any] = {}
@@ -50,6 +52,11 @@ def _info() -> None:
     from pspfast._info import report
 
     print(report())
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """One line without a place in the code, which tells a user of the command nothing."""
+    print(f"pspfast: warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str) -> None:

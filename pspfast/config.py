@@ -33,6 +33,9 @@ class ModelConfig:
     """Whether the pyramid pooling module is used."""
     pretrained: str | None = None
     """File of ImageNet weights in semseg's or torchvision's layout."""
+    weights: str | None = None
+    """File of a trained PSPNet, as pspfast train writes it, that training starts from. Where its
+    classes are others, the classifiers start anew."""
     stem: Literal["deep", "deep_narrow", "7x7"] = "deep"
     """First layers: 3x3, 64-64-128 (semseg) or 32-32-64 channels (mmseg), or 7x7 (torchvision)."""
     dilation: Literal["uniform", "contracted"] = "uniform"
@@ -46,6 +49,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         self.bins = tuple(self.bins)
+        if self.pretrained and self.weights:
+            raise ValueError("model: expected pretrained or weights, got both")
 
 
 @dataclass
@@ -76,6 +81,9 @@ class DataConfig:
     labels: Literal["ids", "ade20k", "cityscapes_ids"] = "ids"
     """What label files hold: class ids; ADE20K's ids, 0 ignored and 1 to 150 the classes; or the
     ids of Cityscapes' _labelIds.png, of which 19 are classes and the others ignored."""
+    label_map: dict[int, int] | None = None
+    """Ids in the label files that mean other class ids, with labels "ids"; {255: 1} for masks of 0
+    and 255."""
     ignore_index: int = 255
     """Class id, 0 to 255, that is neither trained nor counted."""
     workers: int = 2
@@ -86,6 +94,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least("data.workers", self.workers, 0)
+        if self.label_map is not None:
+            # JSON has no keys but strings.
+            self.label_map = {int(file_id): i for file_id, i in self.label_map.items()}
+            if self.labels != "ids":
+                raise ValueError(
+                    f'data.label_map: expected none with data.labels "{self.labels}", got '
+                    f"{self.label_map}"
+                )
         if not 0 <= self.ignore_index <= 255:
             raise ValueError(f"data.ignore_index: expected 0 to 255, got {self.ignore_index}")
         for split in ("train", "val"):

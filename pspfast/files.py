@@ -23,14 +23,16 @@ TEMPORARY = ".tmp"
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for writing that appears under its name complete, or keeps what was there.
 
-    Only a process that is killed leaves ``<name>.tmp`` behind; whoever writes next replaces it.
+    Only a process that is killed leaves ``<name>.tmp`` behind; whoever writes next replaces it. A
+    link of either name is replaced, not followed.
 
     Raises:
         OSError: it cannot be written, the disk is full for one; names the file.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -111,7 +113,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    # Of a type of tensors that this torch lacks, for one, it raises what it has at hand.
+    except (SafetensorError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
     if not {"pspfast", "crc32"} <= metadata.keys():
         raise ValueError(f"{path}: not written by pspfast train")
@@ -120,7 +123,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{path}: damaged: expected the CRC-32 {metadata['crc32']} of its contents, got {found}"
         )
-    return tensors, json.loads(metadata["pspfast"])
+    header = json.loads(metadata["pspfast"])
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: not written by pspfast train: its header is no table")
+    return tensors, header
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:

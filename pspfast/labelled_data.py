@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from pspfast.config import DataConfig
@@ -24,6 +27,7 @@ from pspfast.data import (
 )
 from pspfast.data.datasets import SeededDataset
 from pspfast.data.samples import Sample
+from pspfast.data.search import listed
 from pspfast.data.sources import Split
 from pspfast.data.usable_samples import UsableSamples
 
@@ -42,7 +46,9 @@ def choose_class_list(classes: str | int) -> ClassList:
 def choose_label_ids(data: DataConfig, classes: int) -> LabelIds | None:
     """What the ids in the label files mean; None where they are class ids."""
     if data.labels == "ids":
-        return None
+        if data.label_map is None:
+            return None
+        return LabelIds.mapped(data.label_map, classes, data.ignore_index)
     label_ids = LABEL_IDS[data.labels]
     if label_ids.num_classes != classes:
         raise ValueError(
@@ -74,8 +80,34 @@ def find_samples(data: DataConfig, split: Split, classes: int) -> list[Sample]:
     else:
         samples = published_samples(data.source, data.root, split)
     if not (split == "train" and data.skip_bad):
-        check_samples(samples, classes, data.ignore_index, sys.stderr.isatty(), label_ids)
+        counts = check_samples(samples, classes, data.ignore_index, sys.stderr.isatty(), label_ids)
+        _check_counts(counts, split, data, classes)
     return samples
+
+
+def _check_counts(counts: NDArray[np.int64], split: Split, data: DataConfig, classes: int) -> None:
+    """Warns of classes that never occur in training labels, raises where nothing is labelled."""
+    total, names = counts.sum(), choose_class_list(data.classes).names
+    shares = ", ".join(
+        f"{i}{' (ignored)' if i == data.ignore_index else ''} {count / total:.1%}"
+        for i, count in enumerate(counts)
+        if count
+    )
+    present = [i for i in range(classes) if counts[i] and i != data.ignore_index]
+    mask_hint = ""
+    if data.ignore_index == 255 and counts[255] and len(present) < 2 and data.label_map is None:
+        mask_hint = "; for masks of 0 and 255: --data.label_map '{255: 1}'"
+    if not present:
+        raise ValueError(
+            f"data: all pixels of the {split} labels are ignored; counted: {shares}{mask_hint}"
+        )
+    absent = [names[i] for i in range(classes) if not counts[i] and i != data.ignore_index]
+    if absent and split == "train":
+        warnings.warn(
+            f"{len(absent)} of {classes} classes occur in no training label: {listed(absent, 10)}; "
+            f"counted ids: {shares}{mask_hint}",
+            stacklevel=2,
+        )
 
 
 def listed_samples(

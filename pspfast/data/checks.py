@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pspfast.data.labels import LABEL_IDS, MAX_LISTED, LabelIds, list_ids
@@ -19,7 +20,7 @@ def check_samples(
     ignore_index: int = 255,
     progress: bool = False,
     label_ids: LabelIds | None = None,
-) -> None:
+) -> NDArray[np.int64]:
     """Decode every image and label map and check that they can be trained on.
 
     Args:
@@ -29,6 +30,9 @@ def check_samples(
         progress: show a progress bar.
         label_ids: what the ids in the label files mean; `None` where they are class ids.
 
+    Returns:
+        How many pixels have each id, `[256]`.
+
     Raises:
         FileNotFoundError: files are missing, and nothing else is wrong.
         ValueError: the list is empty, or files are truncated, no images, of different size than
@@ -36,18 +40,23 @@ def check_samples(
     """
     if not samples:
         raise ValueError("check_samples: samples is empty")
+    counts = np.zeros(256, np.int64)
     problems: list[Exception] = []
     # Threads: decoders work outside of Python's lock.
     with ThreadPoolExecutor() as pool:
         found = pool.map(
-            lambda sample: _problem(sample, num_classes, ignore_index, label_ids), samples
+            lambda sample: _count_or_problem(sample, num_classes, ignore_index, label_ids), samples
         )
-        shown: Iterable[Exception | None] = tqdm(
+        shown: Iterable[NDArray[np.int64] | Exception] = tqdm(
             found, "checking files", len(samples), disable=not progress, leave=False
         )
-        problems = [problem for problem in shown if problem is not None]
+        for result in shown:
+            if isinstance(result, Exception):
+                problems.append(result)
+            else:
+                counts += result
     if not problems:
-        return
+        return counts
     lines = [f"{len(problems)} of {len(samples)} samples cannot be used:"]
     lines += [f"  {problem}" for problem in problems[:MAX_LISTED]]
     if len(problems) > MAX_LISTED:
@@ -56,20 +65,21 @@ def check_samples(
     raise (FileNotFoundError if missing else ValueError)("\n".join(lines))
 
 
-def _problem(
+def _count_or_problem(
     sample: Sample, num_classes: int, ignore_index: int, label_ids: LabelIds | None
-) -> Exception | None:
+) -> NDArray[np.int64] | Exception:
     image_path, label_path = sample
     try:
         image = read_image(image_path)
-        if label_path is not None:
-            label = read_label(label_path, label_ids)
-            check_pixels((image_path, label_path), image, label, num_classes, ignore_index)
+        if label_path is None:
+            return np.zeros(256, np.int64)
+        label = read_label(label_path, label_ids)
+        check_pixels((image_path, label_path), image, label, num_classes, ignore_index)
+        return np.bincount(label.numpy().ravel(), minlength=256)
     except FileNotFoundError as error:
         return FileNotFoundError(f"{error.filename}: no such file")
     except ValueError as error:
         return error
-    return None
 
 
 def check_pixels(
@@ -109,7 +119,12 @@ def check_pixels(
 
 
 def _hint(wrong: list[int], num_classes: int) -> str:
-    """The published ids that a label map holds, perhaps."""
+    """What the ids of a label map may be."""
+    if wrong == [num_classes]:
+        return (
+            f"; where the ids are 1 to {num_classes}, data.label_map '{{1: 0, 2: 1, ...}}' shifts "
+            "them"
+        )
     for name, known in LABEL_IDS.items():
         if num_classes == known.num_classes and max(wrong) < len(known.classes):
             return f"; data.labels {name} takes 0 to {len(known.classes) - 1}"

@@ -1,6 +1,8 @@
 """From the ids in published label files to class ids, and back."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +19,43 @@ class LabelIds:
     Attributes:
         classes: the class of each id from 0; `None` where its pixels are not to be learnt.
         ignore_index: takes the place of those.
+        file_ids: the id of each class in written files; `None` for the first of `classes`.
     """
 
     classes: tuple[int | None, ...]
     ignore_index: int = 255
+    file_ids: tuple[int, ...] | None = None
 
     @property
     def num_classes(self) -> int:
         return sum(class_id is not None for class_id in self.classes)
+
+    @classmethod
+    def mapped(cls, label_map: Mapping[int, int], num_classes: int, ignore_index: int) -> LabelIds:
+        """Class ids, but for those that are mapped to others: `{255: 1}` for masks of 0 and 255.
+
+        Args:
+            label_map: ids in the files, 0 to 255, and the class or `ignore_index` of each.
+            num_classes: K.
+            ignore_index: id of pixels that are not to be learnt.
+
+        Raises:
+            ValueError: an id is out of range.
+        """
+        valid = {*range(num_classes), ignore_index}
+        for file_id, class_id in label_map.items():
+            if not 0 <= file_id <= 255 or class_id not in valid:
+                raise ValueError(
+                    f"data.label_map: expected ids 0 to 255 and classes 0 to {num_classes - 1} or "
+                    f"{ignore_index} (ignored), got {file_id}: {class_id}"
+                )
+        written = {class_id: file_id for file_id, class_id in reversed([*label_map.items()])}
+        return cls(
+            # Ids that are no class are told by the check that follows.
+            tuple(label_map.get(i, i) for i in range(256)),
+            ignore_index,
+            tuple(written.get(i, i) for i in range(num_classes)),
+        )
 
     def to_classes(self, file_ids: ArrayLike) -> NDArray[np.uint8]:
         """The class ids of the ids in a label file, in the same shape.
@@ -44,11 +75,11 @@ class LabelIds:
         Raises:
             ValueError: an id is no class.
         """
-        table = [self.classes.index(class_id) for class_id in range(self.num_classes)]
+        table = self.file_ids or [self.classes.index(i) for i in range(self.num_classes)]
         return _look_up(table, class_ids, "the prediction")
 
 
-def _look_up(table: list[int], ids: ArrayLike, what: str) -> NDArray[np.uint8]:
+def _look_up(table: Sequence[int], ids: ArrayLike, what: str) -> NDArray[np.uint8]:
     ids = np.asarray(ids)
     wrong = np.unique(ids[(ids < 0) | (ids >= len(table))])
     if wrong.size:

@@ -161,7 +161,7 @@ class TrainTransform(_Normalized):
             inpt = F.resize(inpt, size, interpolation=bilinear, antialias=False)
         inpt = self._rotate_region(inpt, angle, region, size) if angle else _cut(inpt, region)
         if blurred:
-            inpt = F.gaussian_blur(inpt.contiguous(), [BLUR_SIZE] * 2, [BLUR_SIGMA] * 2)
+            inpt = _blur(inpt)
             inpt = _cut(inpt, _relative(window, region))
         if params["flipped"]:
             inpt = F.horizontal_flip(inpt)
@@ -193,6 +193,26 @@ class TrainTransform(_Normalized):
         top, left = missing[0] // 2, missing[1] // 2
         padding = [left, top, missing[1] - left, missing[0] - top]
         return F.pad(inpt, padding, fill=self._fill(inpt))
+
+
+def _blur(image: torch.Tensor) -> torch.Tensor:
+    """The 5 by 5 blur with reflected borders, of images of any size, as OpenCV's."""
+    radius = BLUR_SIZE // 2
+    height, width = F.get_size(image)
+    if min(height, width) <= radius:
+        # torch reflects no more than there is.
+        rows, cols = (_reflected(length, radius) for length in (height, width))
+        blurred = _blur(image[..., rows[:, None], cols])
+        return blurred[..., radius : radius + height, radius : radius + width]
+    return F.gaussian_blur(image.contiguous(), [BLUR_SIZE] * 2, [BLUR_SIGMA] * 2)
+
+
+def _reflected(length: int, radius: int) -> torch.Tensor:
+    """Positions on an axis from ``-radius`` to ``length + radius - 1``, reflected as often as it
+    takes at its first and last element."""
+    period = max(2 * (length - 1), 1)
+    positions = torch.arange(-radius, length + radius).abs() % period
+    return torch.minimum(positions, (period - positions) % (period + 1)).clamp(max=length - 1)
 
 
 def check_augmentation(

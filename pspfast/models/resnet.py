@@ -202,12 +202,26 @@ def load_imagenet_weights(stages: list[nn.Sequential], path: str | Path) -> None
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"PSPNet: pretrained: expected a file of weights, got {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        return load_file(path)
-    contents = torch.load(path, map_location="cpu", weights_only=True)
-    return contents.get("state_dict", contents)
+            return load_file(path)
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    # Damaged and foreign files make them raise UnpicklingError, RuntimeError, SafetensorError and
+    # many others.
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"PSPNet: pretrained: {path} is damaged or holds no weights: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+    weights = contents.get("state_dict", contents) if isinstance(contents, dict) else None
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
+        raise ValueError(f"PSPNet: pretrained: {path} holds no state_dict of tensors by name")
+    return weights
 
 
 def _listing(items: list[str], shown: int = 8) -> str:

@@ -97,7 +97,7 @@ def _backward(ctx: Any, grad_mixed: Tensor, grad_weight_x: Tensor) -> tuple[Tens
             outputs, (priors, weight), (grad_mixed, grad_weight_x), create_graph=True
         )
     else:
-        grads = torch.ops.pspfast.pyramid_backward(
+        grads = torch.ops.pspfast.pyramid_mix_backward(
             grad_mixed, grad_weight_x, priors, weight, ctx.bins, ctx.levels_first
         )
     return *grads, None, None

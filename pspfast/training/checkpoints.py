@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from torch import Tensor
 from pspfast.config import TrainConfig
 from pspfast.files import TEMPORARY, read_tensors, write_tensors
 
+_NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
+# What a run writes besides its checkpoints.
+_WEIGHTS = ("best.safetensors", "final.safetensors")
+_OTHERS = (*_WEIGHTS, "config.yaml", "log.jsonl")
 # Entries of a state that hold tensors, by name; the others are plain values.
 _TENSORS = ("model", "momentum", "random")
 
@@ -44,8 +49,9 @@ def save_checkpoint(path: Path, state: dict[str, Any], keep: int, keep_multiple:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(folder.glob("checkpoint-*.safetensors"))
+    """The checkpoints of a run, oldest first; copies and notes beside them are not the run's."""
+    found = folder.glob("checkpoint-*.safetensors")
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_iteration)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -68,18 +74,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def find_resume(options: TrainConfig) -> Path | None:
     """The checkpoint that a run starts from, None for a fresh start.
 
-    A fresh start takes the output folder over: with ``overwrite`` it removes the checkpoints of
-    the run that is there, which a later ``resume auto`` would take for its own.
+    A fresh start takes the output folder over: it removes checkpoints and weights of the run that
+    is there, which would be taken for its own.
 
     Raises:
         ValueError: the output folder holds a run, and neither ``resume`` nor ``overwrite`` is set.
     """
-    found = list_checkpoints(Path(options.output))
-    if options.resume == "auto":
-        return found[-1] if found else None
-    if options.resume:
+    folder = Path(options.output)
+    found = list_checkpoints(folder)
+    if options.resume and options.resume != "auto":
         return Path(options.resume)
-    if found and not options.overwrite:
+    if options.resume and found:
+        return found[-1]
+    found += [folder / name for name in _WEIGHTS if (folder / name).exists()]
+    if found and not (options.overwrite or options.resume):
         raise ValueError(
             f"train.output: {options.output} already holds a run; continue it with "
             "--train.resume auto, replace it with --train.overwrite true, or choose another folder"
@@ -90,9 +98,11 @@ def find_resume(options: TrainConfig) -> Path | None:
 
 
 def remove_torn(folder: Path) -> None:
-    """Removes what a killed process had not written to the end."""
+    """Removes what a killed process had not written to the end; files of others stay."""
     for path in folder.glob(f"*{TEMPORARY}"):
-        path.unlink()
+        name = path.name.removesuffix(TEMPORARY)
+        if name in _OTHERS or _NAME.fullmatch(name):
+            path.unlink()
 
 
 def _read(path: Path) -> dict[str, Any]:

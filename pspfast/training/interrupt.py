@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,16 +25,20 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM sets ``requested`` and the second interrupts."""
+    """Context in which the first SIGINT or SIGTERM sets ``requested`` and the second interrupts.
+
+    In another thread than the main one, which alone may handle signals, it sets nothing.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
     def __enter__(self) -> StopRequest:
         self.requested = False
+        is_main = threading.current_thread() is threading.main_thread()
         self._previous: dict[int, Any] = {
             number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
+            for number in ((signal.SIGINT, signal.SIGTERM) if is_main else ())
         }
         return self
 

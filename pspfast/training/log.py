@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from pspfast.files import atomic_open
+from pspfast.files import atomic_open, read_lines
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run, one for each epoch."""
+    """The records of a run, one for each epoch.
+
+    Raises:
+        ValueError: the file is damaged; names it and the line.
+    """
     path = folder / "log.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = []
+    for number, line in enumerate(read_lines(path, "log of a run"), start=1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not a record of an epoch: {error}") from error
+        if not (isinstance(record, dict) and {"epoch", "iteration"} <= record.keys()):
+            raise ValueError(f"{path}, line {number}: not a record of an epoch")
+        records.append({name: math.nan if v is None else v for name, v in record.items()})
+    return records
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -74,4 +90,12 @@ class RunLog:
     def _write(self) -> None:
         # Anew, since a line appended by a process that is killed may be half a line.
         with atomic_open(self._path) as file:
-            file.writelines(json.dumps(record).encode() + b"\n" for record in self._records)
+            file.writelines(_line(record) for record in self._records)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    """Strict JSON, which has no NaN and infinities."""
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+    }
+    return json.dumps(finite, allow_nan=False).encode() + b"\n"

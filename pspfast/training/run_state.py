@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pspfast.config import Config
+from pspfast.config import Config, ModelConfig
 from pspfast.data import ClassList
 from pspfast.distributed import on_main
 from pspfast.model_files import build_model, describe_class_list
@@ -69,7 +70,11 @@ class RunState:
 
         # One seed for the weights of all processes, then one for each process's dropout.
         set_seed(options.seed)
-        model = build_model(config, class_list.num_classes)
+        start = config
+        if saved:
+            # The checkpoint holds what these files gave, and they may be gone.
+            start = replace(config, model=replace(config.model, pretrained=None, weights=None))
+        model = build_model(start, class_list.num_classes)
         set_seed(options.seed, device_specific=True)
         self.bare_model = _prepare(model, config, accelerator)
         optimizer = make_optimizer(self.bare_model, options)
@@ -144,12 +149,17 @@ class RunState:
 
     def _take_position(self, path: Path) -> dict[str, Any]:
         state = load_checkpoint(path)
+        needed = {"config", "taxonomy", "steps_per_epoch", "epoch", "step", "record", "best_mIoU"}
+        if not needed <= state.keys() or "model" not in state["config"]:
+            raise ValueError(f"{path}: not a checkpoint of a run that can be continued")
         here = {
             "model": self.config.to_dict()["model"],
             "classes": describe_class_list(self.class_list),
             "steps per epoch": self.steps,
         }
-        there = state["config"]["model"], state["taxonomy"], state["steps_per_epoch"]
+        # Options that are newer than the checkpoint had their defaults.
+        model = asdict(ModelConfig()) | {"bins": [*ModelConfig().bins]} | state["config"]["model"]
+        there = model, state["taxonomy"], state["steps_per_epoch"]
         for (name, value), saved in zip(here.items(), there, strict=True):
             if saved != value:
                 raise ValueError(f"{path}: cannot continue: {name} was {saved}, now it is {value}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from pspfast.scores import Scores, evaluate, make_confusion
 from pspfast.training.batches import BatchLoader
 from pspfast.training.data import make_train_set, make_val_set, steps_per_epoch
 from pspfast.training.interrupt import StopRequest, TrainingInterrupted
+from pspfast.training.lock import lock_folder
 from pspfast.training.log import RunLog, describe
 from pspfast.training.run_state import RunState
 from pspfast.training.step import Losses, backward
@@ -78,6 +80,8 @@ class Trainer:
         self.accelerator = make_accelerator(options.precision)
         self.device = self.accelerator.device
         self.batches = BatchLoader(config, self.accelerator, self._agree)
+        self._lock: FileLock | None = None
+        on_main(self.accelerator, self._take_lock)
         steps = steps_per_epoch(train_set, options, self.accelerator.num_processes)
         self.state = RunState(config, class_list, self.accelerator, steps)
         self.log: RunLog | None = None
@@ -112,6 +116,8 @@ class Trainer:
                 if self.log:
                     self.log.close()
                     self.log = None
+                if self._lock:
+                    self._lock.release()
         return scores
 
     def validate(self, val_set: SeededDataset) -> Scores:
@@ -137,6 +143,9 @@ class Trainer:
         image, labels = dataset[index]
         predicted = self.state.bare_model.predict(image[None].to(self.device))[0].cpu()
         return dataset.load(index)[0].permute(1, 2, 0).numpy(), labels, predicted
+
+    def _take_lock(self) -> None:
+        self._lock = lock_folder(self.folder)
 
     def _train_epoch(self, bar: tqdm[Any]) -> None:
         options, state = self.config.train, self.state
