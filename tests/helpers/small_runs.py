@@ -1,6 +1,7 @@
 """A data set of tiny files, and runs that take a second."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from pspfast.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from pspfast.training.checkpoints import list_checkpoints, load_checkpoint
 from pspfast.training.trainer import train
 
 SIZES = [(40, 48), (33, 57), (49, 41), (40, 48), (48, 64), (40, 50)]
@@ -74,3 +76,17 @@ def finished_run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("finished")
     train(make_config(data_root, folder))
     return folder
+
+
+def variant(config: Config, section: str = "train", **changes: object) -> Config:
+    return replace(config, **{section: replace(getattr(config, section), **changes)})
+
+
+def assert_same_result(folder: Path, expected: Path) -> None:
+    got, want = (load_checkpoint(list_checkpoints(f)[-1]) for f in (folder, expected))
+    for name, value in want["model"].items():
+        assert torch.equal(got["model"][name], value), name
+    assert want["momentum"].keys() == got["momentum"].keys()
+    for name, value in want["momentum"].items():
+        assert torch.equal(got["momentum"][name], value), name
+    assert got["best_mIoU"] == want["best_mIoU"]

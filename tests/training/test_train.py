@@ -1,11 +1,9 @@
 """Resuming, stopping, and what a run leaves behind."""
 
 import math
-import multiprocessing
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,126 +11,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from small_runs import assert_same_result, variant
 from torch import Tensor
 
-from pspfast import labelled_data
 from pspfast.config import Config
 from pspfast.data import SegmentationDataset
 from pspfast.model_files import load_model
 from pspfast.training.checkpoints import list_checkpoints, load_checkpoint
 from pspfast.training.data import train_batches
-from pspfast.training.interrupt import TrainingInterrupted
 from pspfast.training.log import read_log
-from pspfast.training.run_state import RunState
-from pspfast.training.trainer import Trainer, train
-
-
-def variant(config: Config, section: str = "train", **changes: object) -> Config:
-    return replace(config, **{section: replace(getattr(config, section), **changes)})
-
-
-def interrupt(patch: pytest.MonkeyPatch, owner: type, name: str, call: int, times: int = 1) -> None:
-    """Sends Ctrl-C to this process in the given call of a method."""
-    original = getattr(owner, name)
-    calls = []
-
-    def method(self: Any, *args: Any) -> Any:
-        calls.append(None)
-        if len(calls) == call:
-            for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
-        return original(self, *args)
-
-    patch.setattr(owner, name, method)
-
-
-def assert_same_result(folder: Path, expected: Path) -> None:
-    got, want = (load_checkpoint(list_checkpoints(f)[-1]) for f in (folder, expected))
-    for name, value in want["model"].items():
-        assert torch.equal(got["model"][name], value), name
-    assert want["momentum"].keys() == got["momentum"].keys()
-    for name, value in want["momentum"].items():
-        assert torch.equal(got["momentum"][name], value), name
-    assert got["best_mIoU"] == want["best_mIoU"]
-
-
-@pytest.mark.parametrize(
-    ("owner", "method", "call", "position"),
-    [
-        (Accelerator, "backward", 2, (0, 2)),
-        (Accelerator, "backward", 3, (0, 3)),
-        (Trainer, "validate", 1, (0, 3)),
-        (RunState, "save", 1, (1, 0)),
-    ],
-    ids=["mid-epoch", "last step", "validation", "epoch boundary"],
-)
-def test_interrupted_run_continues_bit_for_bit(
-    config: Config,
-    finished_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    owner: type,
-    method: str,
-    call: int,
-    position: tuple[int, int],
-) -> None:
-    config = variant(config, resume="auto")
-    with monkeypatch.context() as patch:
-        interrupt(patch, owner, method, call)
-        with pytest.raises(TrainingInterrupted) as stopped:
-            train(config)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    state = load_checkpoint(stopped.value.checkpoint)
-    assert (state["epoch"], state["step"]) == position
-    assert stopped.value.resume.endswith("config.yaml --train.resume auto")
-
-    torch.manual_seed(99)
-    train(config)
-    folder = Path(config.train.output)
-    assert_same_result(folder, finished_run)
-    records = read_log(folder)
-    assert [record["epoch"] for record in records] == [1, 2]
-    assert all("mIoU" in record and "loss" in record for record in records)
-
-
-def test_killed_run_continues_from_its_last_checkpoint(
-    config: Config, finished_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        interrupt(patch, Accelerator, "backward", 6, times=2)
-        with pytest.raises(KeyboardInterrupt) as stopped:
-            train(config)
-        assert not isinstance(stopped.value, TrainingInterrupted)
-    folder = Path(config.train.output)
-    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-00000003.safetensors"]
-    assert not list(folder.glob("*.tmp"))
-    train(variant(config, resume=str(folder / "checkpoint-00000003.safetensors")))
-    assert_same_result(folder, finished_run)
-
-
-def test_signal_to_the_workers_too(
-    config: Config,
-    finished_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """As terminals and job schedulers do it; and samples from a worker are the same."""
-    config = variant(variant(config, "data", workers=1), resume="auto")
-    original = Accelerator.backward
-
-    def backward(self: Accelerator, loss: Tensor) -> None:
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGINT)
-            os.kill(child.pid, signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        original(self, loss)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Accelerator, "backward", backward)
-        with pytest.raises(TrainingInterrupted):
-            train(config)
-    assert capfd.readouterr().err.count("stopping after this step") == 1
-    train(config)
-    assert_same_result(Path(config.train.output), finished_run)
+from pspfast.training.trainer import train
 
 
 def test_augmentation_differs_between_epochs(
@@ -278,60 +166,6 @@ def test_weights_that_are_not_finite_are_not_saved(config: Config) -> None:
         train(variant(config, lr=1e37, aux_weight=1e9, batch_size=6, epochs=1))
     names = {path.name for path in Path(config.train.output).iterdir()}
     assert names == {"config.yaml", "log.jsonl", "tensorboard"}
-
-
-def break_image(config: Config, folder: Path) -> tuple[Config, Path]:
-    """A list of which one image is truncated."""
-    root = Path(config.data.root)
-    bad = folder / "bad.png"
-    bad.write_bytes((root / "images/0.png").read_bytes()[:500])
-    lines = (root / "train.txt").read_text().splitlines()
-    listed = folder / "broken.txt"
-    listed.write_text("\n".join([*lines[:5], f"{bad} labels/0.png"]))
-    return variant(config, "data", train_list=str(listed)), bad
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_image_that_broke_since_stops_the_run(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    config, bad = break_image(variant(config, "data", workers=workers), tmp_path)
-    monkeypatch.setattr(labelled_data, "check_samples", lambda *args: None)
-    with pytest.raises(ValueError, match=f"^{bad}: .*truncated"):
-        train(config)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_bad_image_is_skipped_and_reported(
-    config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
-) -> None:
-    config, bad = break_image(variant(config, "data", workers=workers, skip_bad=True), tmp_path)
-    train(config)
-    for record in read_log(Path(config.train.output)):
-        assert len(record["skipped"]) == 1
-        assert record["skipped"][0].startswith(f"{bad}: ")
-    said = capfd.readouterr()
-    assert said.out.count(f"skipped 1 samples:\n  {bad}: ") == 2
-    assert said.err.count(f"skipped {bad}: ") == 2
-
-
-def test_wrong_ids_in_training_are_named(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    label = tmp_path / "wrong.png"
-    Image.new("L", (48, 40), 7).save(label)
-    (tmp_path / "wrong.txt").write_text(f"images/0.png {label}\nimages/1.png labels/1.png")
-    config = variant(config, "data", train_list=str(tmp_path / "wrong.txt"))
-    monkeypatch.setattr(labelled_data, "check_samples", lambda *args: None)
-    with pytest.raises(ValueError, match=f"^{label}: the label map holds 7; valid ids are 0 to 2"):
-        train(config)
-
-
-def test_no_usable_sample_is_an_error(config: Config, tmp_path: Path) -> None:
-    config, bad = break_image(variant(config, "data", skip_bad=True), tmp_path)
-    Path(config.data.train_list).write_text(f"{bad} labels/0.png\n" * 2)
-    with pytest.raises(ValueError, match=f"none of 2 samples can be used; the first: {bad}"):
-        train(config)
 
 
 def test_damaged_checkpoint_is_not_continued(config: Config, finished_run: Path) -> None:
