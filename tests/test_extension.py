@@ -19,7 +19,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import pspfast
 import torch
-from pspfast._info import report
+from pspfast.cli.info import report
 from pspfast.ops import pyramid_pool
 print([str(w.message) for w in caught if "pspfast" in str(w.message)])
 print(pyramid_pool(torch.ones(1, 1, 2, 2), (1,)).tolist())

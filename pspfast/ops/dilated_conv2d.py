@@ -31,8 +31,7 @@ from pspfast.ops._fastest import fastest, size_class
 
 _OP = "dilated_conv2d"
 
-# Timing takes a part of the batch of so many pixels, or one image: launches of 64 programs of 128
-# pixels for each 128 filters occupy a GPU.
+# Timing takes images of so many pixels, or one: 64 programs of 128 pixels for each 128 filters.
 _TIMED_PIXELS = 64 * 128
 
 

@@ -1,70 +1,16 @@
-"""The ``pspfast`` command."""
+"""The commands and their options, from the command line, YAML files and recipes."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-import warnings
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import ArgumentParser
 
 
-def main(args: list[str] | None = None) -> None:
-    """Runs the command of ``args``, by default the process's arguments.
-
-    Exits with 1 if predict could not read some files, with 2 after a wrong option, file or
-    checkpoint, and with 130 after Ctrl-C.
-    """
-    args = sys.argv[1:] if args is None else args
-    for stream in (sys.stdout, sys.stderr):
-        # Names of files may hold what the terminal's encoding does not.
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    if args == ["info"]:
-        _info()
-        return
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
-    command = args[0] if args else ""
-    try:
-        recipe: dict[str, Any] = {}
-        if command in ("train", "eval"):
-            recipe, args = _take_recipe(args)
-        parser = _make_parser(recipe)
-        parsed = parser.parse_args(_with_texts_of_files(parser, args))
-        command = parsed.subcommand
-        _run(command, parser.instantiate(parsed)[command])
-    except ModuleNotFoundError as error:
-        _fail(f"{error.name} is not installed; pip install 'pspfast[train]' brings what this needs")
-    except argparse.ArgumentError as error:
-        _fail(" ".join(f"{command}: {error}".split()).removeprefix(": "))
-    except (ValueError, OSError, FloatingPointError) as error:
-        _fail(f"{command}: {error}")
-    except KeyboardInterrupt as stop:
-        print(f"pspfast: {str(stop) or 'stopped'}", file=sys.stderr)
-        sys.exit(130)
-
-
-def _info() -> None:
-    from pspfast._info import report
-
-    print(report())
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    """One line without a place in the code, which tells a user of the command nothing."""
-    print(f"pspfast: warning: {message}", file=sys.stderr)
-
-
-def _fail(message: str) -> None:
-    print(f"pspfast: error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def _take_recipe(args: list[str]) -> tuple[dict[str, Any], list[str]]:
+def take_recipe(args: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The options of --recipe, which the other arguments replace wherever it stands, and those."""
     from pspfast.recipes import load_recipe
 
@@ -74,7 +20,7 @@ def _take_recipe(args: list[str]) -> tuple[dict[str, Any], list[str]]:
     return load_recipe(found.recipe) if found.recipe else {}, others
 
 
-def _with_texts_of_files(parser: ArgumentParser, args: list[str]) -> list[str]:
+def with_texts_of_files(parser: ArgumentParser, args: list[str]) -> list[str]:
     """The arguments with the text of each --config file in its place.
 
     Raises:
@@ -109,7 +55,8 @@ def _with_texts_of_files(parser: ArgumentParser, args: list[str]) -> list[str]:
     return texts
 
 
-def _make_parser(recipe: dict[str, Any]) -> ArgumentParser:
+def make_parser(recipe: dict[str, Any]) -> ArgumentParser:
+    """The parser of all commands, whose defaults for train and eval are those of a recipe."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     from pspfast import config
@@ -199,41 +146,3 @@ def _make_parser(recipe: dict[str, Any]) -> ArgumentParser:
         "Needs no data and no GPU.",
     ).add_class_arguments(DemoConfig)
     return parser
-
-
-def _run(command: str, options: Namespace) -> None:
-    # Each command imports what it needs: torchmetrics and TensorBoard take seconds.
-    if command == "info":
-        _info()
-    elif command == "train":
-        from pspfast.config import Config
-        from pspfast.training.trainer import train
-
-        if "recipe" in options:
-            raise ValueError("recipe: expected as an option, not in a file; use --recipe")
-        train(Config(options.model, options.data, options.augment, options.train))
-    elif command == "eval":
-        from accelerate import PartialState
-
-        from pspfast.evaluation.evaluate import evaluate_files
-        from pspfast.evaluation.options import EvalConfig
-
-        scores, class_list = evaluate_files(EvalConfig(**vars(options)))
-        PartialState().print(scores.table(class_list.names))
-    elif command == "predict":
-        from pspfast.prediction.options import PredictConfig
-        from pspfast.prediction.predict import predict
-
-        predictions = predict(PredictConfig(**vars(options)))
-        print(*predictions.written, "", predictions.shares.table(), sep="\n")
-        if predictions.left_out.examples:
-            print(f"pspfast: predict: left out {predictions.left_out}", file=sys.stderr)
-        for failure in predictions.failures:
-            print(f"pspfast: predict: {failure}", file=sys.stderr)
-        if predictions.failures:
-            sys.exit(1)
-    elif command == "demo":
-        from pspfast.demo.demo import demo
-        from pspfast.demo.options import DemoConfig
-
-        demo(DemoConfig(**vars(options)))
