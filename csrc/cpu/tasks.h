@@ -54,6 +54,12 @@ void parallel_tasks(int64_t count, const MakeTask& make_task) {
   });
 }
 
+// Calls f(i) for i in [0, count), in parallel.
+template <class F>
+void parallel_for(int64_t count, const F& f) {
+  parallel_tasks(count, [&] { return [&](int64_t i) { f(i); }; });
+}
+
 // Calls f with a null pointer of the element type.
 template <class F>
 void dispatch(DType dtype, const F& f) {

@@ -84,12 +84,13 @@ Between<Acc<T>> expand_between(const UpsampleParams& p, const T* image, const T*
 // Rows that are taken together, for loads of `value` and `step` to serve all of them.
 constexpr int kRows = 4;
 
-// The largest value and the first class that has it.
+// The largest value and the first class that has it; NaN is not looked at.
 template <bool kLabels, int R, class A>
 PSPFAST_INLINE void find_largest(const Between<A>& between, const A* weights, Lanes<A> (&largest)[R],
                                  Lanes<Integer<A>> (&label)[R]) {
   for (int r = 0; r < R; ++r) {
-    largest[r] = between.at(0, weights[r]);
+    const Lanes<A> first = between.at(0, weights[r]);
+    largest[r] = select(first == first, first, Lanes<A>{} - std::numeric_limits<A>::infinity());
     label[r] = Lanes<Integer<A>>{};
   }
   for (int64_t k = 1; k < between.classes; ++k) {
@@ -102,16 +103,67 @@ PSPFAST_INLINE void find_largest(const Between<A>& between, const A* weights, La
   }
 }
 
-// Labels of `count` pixels from `pixel` on.
+// Labels of `count` pixels from `pixel` on, count <= 16.
 template <class V>
 PSPFAST_INLINE void store_labels(const LabelOutput& output, int64_t pixel, V label, int64_t count) {
-  const auto lanes = array_of(label);
-  const int64_t first = output.first + pixel;
-  for (int64_t i = 0; i < count; ++i) {
-    switch (output.type) {
-      case LabelType::kUInt8: static_cast<uint8_t*>(output.data)[first + i] = static_cast<uint8_t>(lanes[i]); break;
-      case LabelType::kInt32: static_cast<int32_t*>(output.data)[first + i] = static_cast<int32_t>(lanes[i]); break;
-      case LabelType::kInt64: static_cast<int64_t*>(output.data)[first + i] = lanes[i]; break;
+  const auto store_as = [&](auto* labels) __attribute__((always_inline)) {
+    using Label = std::remove_pointer_t<decltype(labels)>;
+    const auto converted = convert<Label>(label);
+    labels += output.first + pixel;
+    count == kLanes ? std::memcpy(labels, &converted, sizeof(converted))
+                    : std::memcpy(labels, &converted, count * sizeof(Label));
+  };
+  switch (output.type) {
+    case LabelType::kUInt8: return store_as(static_cast<uint8_t*>(output.data));
+    case LabelType::kInt32: return store_as(static_cast<int32_t*>(output.data));
+    case LabelType::kInt64: return store_as(static_cast<int64_t*>(output.data));
+  }
+}
+
+// Sets a lane's mask where one of two rows of `count` numbers has a NaN, or infinities whose sum is one.
+template <class T>
+PSPFAST_INLINE void find_nan(const T* row, const T* other, int64_t count, Lanes<Integer<Acc<T>>>& is_nan) {
+  const auto check = [&](int64_t i, auto... lanes) __attribute__((always_inline)) {
+    const Lanes<Acc<T>> sum = load(row + i, lanes...) + load(other + i, lanes...);
+    is_nan = is_nan | (sum != sum);
+  };
+  if (count < kLanes) return check(0, count);
+  for (int64_t i = 0; i + kLanes < count; i += kLanes) check(i);
+  // The last vector may overlap the one before it.
+  check(count - kLanes);
+}
+
+// Writes the labels of pixels that read a NaN, in the image's rows that read row `source` of its logits and the row
+// behind it: the first class that is NaN, as torch.argmax has it. NaN that infinities make of each other is none.
+template <class T>
+__attribute__((noinline)) void label_nan(const UpsampleParams& p, const AxisSegments<Acc<T>>& rows,
+                                         const AxisSegments<Acc<T>>& cols, int64_t source, const T* image,
+                                         const LabelOutput& labels) {
+  const int64_t behind = std::min(source + 1, p.rows - 1), plane = p.rows * p.cols;
+  // A row of logits is one run of memory, or one for each class.
+  const int64_t runs = p.channels_last ? 1 : p.classes, size = p.cols * p.classes / runs;
+  Lanes<Integer<Acc<T>>> found = {};
+  for (int64_t run = 0; run < runs; ++run) {
+    find_nan(image + run * plane + source * size, image + run * plane + behind * size, size, found);
+  }
+  if (!any(found)) return;
+  const int64_t class_stride = p.channels_last ? 1 : plane, col_stride = p.channels_last ? p.classes : 1;
+  for (int64_t col = 0; col < p.cols; ++col) {
+    const int64_t right = std::min(col + 1, p.cols - 1);
+    int64_t k = 0;
+    const auto is_nan = [&](int64_t row, int64_t col) {
+      return std::isnan(static_cast<Acc<T>>(image[row * size + col * col_stride + k * class_stride]));
+    };
+    while (k < p.classes && !is_nan(source, col) && !is_nan(source, right) && !is_nan(behind, col) &&
+           !is_nan(behind, right)) {
+      ++k;
+    }
+    if (k == p.classes) continue;
+    const auto label = Lanes<Integer<Acc<T>>>{} + static_cast<Integer<Acc<T>>>(k);
+    for (int64_t row = rows.first[source]; row < rows.first[source + 1]; ++row) {
+      for (int64_t i = cols.first[col]; i < cols.first[col + 1]; i += kLanes) {
+        store_labels(labels, row * p.width + i, label, std::min(cols.first[col + 1] - i, kLanes));
+      }
     }
   }
 }

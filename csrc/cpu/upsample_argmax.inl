@@ -20,6 +20,7 @@ void argmax_of_rows(const UpsampleParams& p, const AxisSegments<Acc<T>>& rows, c
       }
     });
   }
+  label_nan(p, rows, cols, source, image, labels);
 }
 
 constexpr int32_t kReversed[kLanes] = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};

@@ -78,6 +78,7 @@ void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
       }
     });
   }
+  if (labels.data) label_nan(p, rows, cols, source, image.logits, labels);
   sums[0] = sum(losses);
   sums[1] = sum(total_weights);
   sums[2] = static_cast<double>(sum(invalid));

@@ -183,6 +183,14 @@ PSPFAST_INLINE auto array_of(V v) {
   return bit_cast<std::array<ElementOf<V>, kLanesOf<V>>>(v);
 }
 
+// Whether any lane's mask is set.
+template <class M>
+PSPFAST_INLINE bool any(M mask) {
+  uint64_t bits = 0;
+  for (const uint64_t word : bit_cast<std::array<uint64_t, sizeof(M) / sizeof(uint64_t)>>(mask)) bits |= word;
+  return bits != 0;
+}
+
 // from[index[i]] in lane i.
 template <class A, class Index>
 PSPFAST_INLINE auto gather(const A* from, Index index) {

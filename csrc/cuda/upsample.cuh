@@ -86,7 +86,9 @@ struct ColumnLine {
   __device__ float at(float row_weight) const { return fmaf(row_weight, step, value); }
 };
 
-// One class between two rows and two columns of logits.
+__device__ inline bool is_nan(float value) { return value != value; }
+
+// One class between two rows and two columns of logits. `value` is NaN if one of these four is, and only then.
 struct alignas(kVectorBytes) Cell {
   float value, col_step, row_step, both_step;
 
@@ -125,7 +127,7 @@ struct ImageLogits {
     const float b = to_float(from[right]);
     const float c = to_float(from[below]);
     const float d = to_float(from[below + right]);
-    return {a, b - a, c - a, (d - c) - (b - a)};
+    return {is_nan(b) || is_nan(c) || is_nan(d) ? NAN : a, b - a, c - a, (d - c) - (b - a)};
   }
 
   // to [classes, stride]: cells of `row` whose columns are source(0), source(1), … of classes from `first` on.

@@ -25,11 +25,11 @@ __global__ void __launch_bounds__(kColumnThreads, kColumnBlocks)
         label[r] = 0;
       }
       for_each_chunk<R>(params, plan, tile, image, row, shared,
-                        [&](const ColumnChunk<R>& chunk) { find_largest<true>(chunk, largest, label); });
+                        [&](const ColumnChunk<R>& chunk) { find_labels(chunk, largest, label); });
       if (!tile.has_col) continue;
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        if (row + r < tile.end_row) store_label(label_type, labels, tile.pixel(params, row + r), label[r]);
+        if (row + r < tile.end_row) store_label(label_type, labels, tile.pixel(params, row + r), class_of(label[r]));
       }
     }
   }
@@ -56,10 +56,9 @@ __global__ void __launch_bounds__(kColumnThreads, kColumnBlocks)
       }
       for_each_chunk<R>(params, plan, tile, image, row, shared, [&](const ColumnChunk<R>& chunk) {
         float before[R];
-        int label[R];
 #pragma unroll
         for (int r = 0; r < R; ++r) before[r] = largest[r];
-        find_largest<false>(chunk, largest, label);
+        find_largest(chunk, largest);
         rescale(before, largest, sum);
         add_powers(chunk, largest, sum);
       });

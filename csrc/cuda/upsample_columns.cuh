@@ -109,6 +109,7 @@ struct ColumnChunk {
   float row_weights[R];
 
   __device__ ColumnLine line(int k) const { return cells[k * stride].at(col_weight); }
+  __device__ bool has_nan(int k) const { return is_nan(cells[k * stride].value); }
 };
 
 // Calls visit(chunk) for all classes, with R rows from `row` on; the last row is repeated behind itself.
@@ -136,20 +137,46 @@ __device__ inline void for_each_chunk(const UpsampleParams& params, const Column
   }
 }
 
-// The largest logit so far and, with Labels, the first class that has it.
-template <bool Labels, int R>
-__device__ inline void find_largest(const ColumnChunk<R>& chunk, float (&largest)[R], int (&label)[R]) {
+// The largest logit so far; NaN is not looked at.
+template <int R>
+__device__ inline void find_largest(const ColumnChunk<R>& chunk, float (&largest)[R]) {
 #pragma unroll 2
   for (int k = 0; k < chunk.classes; ++k) {
     const ColumnLine line = chunk.line(k);
 #pragma unroll
+    for (int r = 0; r < R; ++r) largest[r] = fmaxf(largest[r], line.at(chunk.row_weights[r]));
+  }
+}
+
+// The same and `label`, the class that torch.argmax gives: the first that has the largest logit, or the complement of
+// the first that is NaN. The latter is the same for all rows, which lie between the same logits. An infinite largest
+// logit then keeps it: sums of powers of it are NaN whatever the largest is.
+template <int R>
+__device__ inline void find_labels(const ColumnChunk<R>& chunk, float (&largest)[R], int (&label)[R]) {
+  bool has_nan = false;
+#pragma unroll 2
+  for (int k = 0; k < chunk.classes; ++k) {
+    has_nan |= chunk.has_nan(k);
+    const ColumnLine line = chunk.line(k);
+#pragma unroll
     for (int r = 0; r < R; ++r) {
       const float value = line.at(chunk.row_weights[r]);
-      if constexpr (Labels) label[r] = value > largest[r] ? static_cast<int>(chunk.first) + k : label[r];
+      label[r] = value > largest[r] ? static_cast<int>(chunk.first) + k : label[r];
       largest[r] = fmaxf(largest[r], value);
     }
   }
+  if (!has_nan || label[0] < 0) return;
+  int k = 0;
+  while (!chunk.has_nan(k)) ++k;
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    label[r] = ~(static_cast<int>(chunk.first) + k);
+    largest[r] = kInfinity;
+  }
 }
+
+// Of what find_labels finds.
+__device__ inline int class_of(int label) { return label < 0 ? ~label : label; }
 
 // Takes sums of powers from one largest logit to the next.
 template <int R>

@@ -37,7 +37,7 @@ struct LossColumn {
     float before[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) before[r] = largest[r];
-    labels ? find_largest<true>(chunk, largest, label) : find_largest<false>(chunk, largest, label);
+    labels ? find_labels(chunk, largest, label) : find_largest(chunk, largest);
     rescale(before, largest, sum);
     if constexpr (!Smooth) {
       add_powers(chunk, largest, sum);
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kColumnThreads, kLossBlocks<Smooth>)
         const float largest = pick(column.largest, r);
         const float log_sum = logf(pick(column.sum, r));
         lse[pixel] = largest + log_sum;
-        if (labels) store_label(label_type, labels, pixel, pick(column.label, r));
+        if (labels) store_label(label_type, labels, pixel, class_of(pick(column.label, r)));
         const int64_t t = target[pixel];
         if (t == params.ignore_index) continue;
         if (t < 0 || t >= params.classes) {

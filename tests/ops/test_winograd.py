@@ -1,4 +1,7 @@
-"""What is particular to Winograd's algorithm on the CPU: the rule that chooses it."""
+"""What is particular to Winograd's algorithm on the CPU: the rule that chooses it, its memory."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,3 +55,42 @@ def test_shape_of_a_transformed_weight(out_channels: int, channels: int) -> None
     weight = torch.zeros(out_channels, channels, 3, 3)
     shape = OPS.winograd_weight_shape(out_channels, channels)
     assert shape == list(OPS.winograd_weight(weight).shape)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory as Linux does")
+def test_memory_that_could_not_be_had_is_not_believed_in() -> None:
+    """The op keeps memory for its next call. If more is refused, a smaller call asks anew."""
+    result = subprocess.run([sys.executable, "-c", _OUT_OF_MEMORY], capture_output=True, text=True)
+    assert result.returncode == 0, f"exit code {result.returncode}: {result.stderr}"
+
+
+_OUT_OF_MEMORY = """
+import resource
+import torch
+import pspfast
+
+torch.set_num_threads(1)
+OPS, last = torch.ops.pspfast, torch.channels_last
+# More channels than the op takes tile by tile.
+transformed = OPS.winograd_weight(torch.randn(272, 272, 3, 3))
+# 6 and 36 MB of transformed tensors beside results of 2 and 8 MB.
+small, large = (
+    torch.randn(1, 272, size, size).contiguous(memory_format=last) for size in (36, 88)
+)
+run = lambda x: OPS.winograd_conv2d(x, transformed, 272, None, 1, None, False)
+expected = run(small)
+
+limits = resource.getrlimit(resource.RLIMIT_AS)
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (24 << 20), limits[1]))
+try:
+    run(large)
+except (MemoryError, RuntimeError):
+    pass
+else:
+    raise AssertionError("there was memory enough")
+resource.setrlimit(resource.RLIMIT_AS, limits)
+assert torch.equal(run(small), expected)
+assert run(large).isfinite().all()
+"""
