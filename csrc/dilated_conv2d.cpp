@@ -157,13 +157,6 @@ std::vector<int64_t> winograd_weight_shape(int64_t out_channels, int64_t in_chan
   return {kTilePositions, winograd_weight_stride(in_channels, out_channels)};
 }
 
-// The rule for those who transform a weight before they have a map.
-bool is_faster(int64_t batch, int64_t in_channels, int64_t out_channels, int64_t height, int64_t width,
-               int64_t dilation, at::ScalarType dtype) {
-  return dtype != at::kDouble &&
-         winograd_is_faster({batch, height, width, in_channels, out_channels, dilation, DType::kFloat32});
-}
-
 at::Tensor transform_weight(const at::Tensor& weight) {
   constexpr auto op = "winograd_weight";
   check_weight(op, weight);
@@ -212,10 +205,6 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
   m.def("dilated_conv2d_grad_input(Tensor grad, Tensor weight, int dilation) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("dilated_conv2d_grad_weight(Tensor grad, Tensor x, int dilation, bool channels_last) -> Tensor",
         {at::Tag::pt2_compliant_tag});
-  m.def(
-      "winograd_is_faster(int batch, int in_channels, int out_channels, int height, int width, int dilation,"
-      " ScalarType dtype) -> bool",
-      &is_faster);
   m.def("winograd_weight(Tensor weight) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def(
       "winograd_conv2d(Tensor x, Tensor transformed, int out_channels, Tensor? bias, int dilation, Tensor? residual,"
