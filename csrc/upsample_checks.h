@@ -1,4 +1,4 @@
-// What upsample_cross_entropy and upsample_argmax check and derive from their tensors.
+// What upsample_cross_entropy, upsample_argmax and upsample_softmax check and derive from their tensors.
 #pragma once
 
 #include "checks.h"

@@ -1,5 +1,4 @@
-// upsample_argmax and upsample_softmax on the CPU: how the work is cut for threads. The loops are in
-// upsample_argmax.inl.
+// upsample_argmax on the CPU: how the work is cut for threads. The loops are in upsample_argmax.inl.
 #include "../upsample_argmax.h"
 
 #include "upsample.h"
@@ -28,33 +27,12 @@ void argmax(const UpsampleParams& p, const T* logits, LabelType type, void* labe
   });
 }
 
-template <class T>
-void softmax(const UpsampleParams& p, const SoftmaxOutput& output, const T* logits, Acc<T>* probabilities) {
-  using A = Acc<T>;
-  const AxisSegments<A> rows(p.height, p.rows, p.align_corners), cols(p.width, p.cols, p.align_corners);
-  parallel_tasks(p.batch * p.rows, [&] {
-    return [&, buffer = scratch<A>(4 * p.classes * kLanes)](int64_t task) {
-      const int64_t n = task / p.rows;
-      PSPFAST_CALL(softmax_of_rows, p, output, rows, cols, task % p.rows, logits + n * image_size(p),
-                   logits + p.batch * image_size(p), probabilities + n * output.image_stride, buffer.get());
-    };
-  });
-}
-
 }  // namespace
 
 void upsample_argmax(const UpsampleParams& params, const void* logits, LabelType label_type, void* labels) {
   dispatch(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     argmax(params, static_cast<const T*>(logits), label_type, labels);
-  });
-}
-
-void upsample_softmax(const UpsampleParams& params, const SoftmaxOutput& output, const void* logits,
-                      void* probabilities) {
-  dispatch(params.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    softmax(params, output, static_cast<const T*>(logits), static_cast<Acc<T>*>(probabilities));
   });
 }
 

@@ -6,7 +6,6 @@ import argparse
 import sys
 import warnings
 from io import TextIOWrapper
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pspfast.cli.parser import make_parser, take_recipe, with_texts_of_files

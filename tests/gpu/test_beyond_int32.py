@@ -132,11 +132,14 @@ def test_upsample_argmax_and_softmax(
     labels = sparse((shape[0], *size), dtype=torch.int64)
     out = sparse((*shape[:2], *size), dtype=torch.float32)
     assert max(last.logits.numel(), out.numel()) > 2**31
-    ops, problem = library("upsample_argmax"), ctypes.byref(last.problem)
+    problem = ctypes.byref(last.problem)
     given = pointers(last.logits)
-    assert ops.upsample_argmax(problem, *given, INT64, *pointers(labels)) == 0
+    assert (
+        library("upsample_argmax").upsample_argmax(problem, *given, INT64, *pointers(labels)) == 0
+    )
     output = ctypes.byref(Output(*out.stride(), False, False, 1.0))
-    assert ops.upsample_softmax(problem, output, *given, *pointers(out)) == 0
+    softmax = library("upsample_softmax").upsample_softmax
+    assert softmax(problem, output, *given, *pointers(out)) == 0
     # A block has some columns of the row.
     expected = last.upsampled().detach()[0, :, 0, -4:]
     chosen = expected.gather(0, labels[-1, -1, -4:][None])[0]

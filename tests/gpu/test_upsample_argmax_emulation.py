@@ -76,7 +76,7 @@ def upsampled(case: Case, logits: Tensor) -> Tensor:
 class UpsampleArgmax:
     """Both ops on the emulation."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: Callable[[str], ctypes.CDLL]) -> None:
         self.library = library
 
     def problem(self, case: Case, dtype: torch.dtype, channels_last: bool) -> Problem:
@@ -89,7 +89,7 @@ class UpsampleArgmax:
         given = as_stored(logits, channels_last)
         shape = (case.shape[0], *case.size)
         labels = torch.full((torch.Size(shape).numel() + MARGIN,), 77, dtype=label_type)
-        error = self.library.upsample_argmax(
+        error = self.library("upsample_argmax").upsample_argmax(
             ctypes.byref(self.problem(case, logits.dtype, channels_last)),
             ctypes.c_void_p(given.data_ptr()),
             LABEL_TYPES.index(label_type),
@@ -111,7 +111,7 @@ class UpsampleArgmax:
         weight: float = 1.0,
     ) -> None:
         given = as_stored(logits, channels_last)
-        error = self.library.upsample_softmax(
+        error = self.library("upsample_softmax").upsample_softmax(
             ctypes.byref(self.problem(case, logits.dtype, channels_last)),
             ctypes.byref(Output(*out.stride(), flip, add, weight)),
             ctypes.c_void_p(given.data_ptr()),
@@ -122,7 +122,7 @@ class UpsampleArgmax:
 
 @pytest.fixture
 def ops(emulated: Callable[[str], ctypes.CDLL]) -> UpsampleArgmax:
-    return UpsampleArgmax(emulated("upsample_argmax"))
+    return UpsampleArgmax(emulated)
 
 
 @FORMATS

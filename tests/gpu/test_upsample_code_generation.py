@@ -64,11 +64,9 @@ def test_loss(cuda_code: Callable[..., list], arch: int) -> None:
 
 @ARCHS
 def test_argmax_and_softmax(cuda_code: Callable[..., list], arch: int) -> None:
-    kernels = cuda_code("upsample_argmax", arch)
-    argmax = [kernel for kernel in kernels if "argmax_kernel" in kernel.name]
-    softmax = [kernel for kernel in kernels if "softmax_kernel" in kernel.name]
+    argmax, softmax = (cuda_code(f"upsample_{op}", arch) for op in ("argmax", "softmax"))
     assert len(argmax) == len(softmax) == FORWARD_KERNELS
-    assert len(kernels) == 2 * FORWARD_KERNELS
+    kernels = [*argmax, *softmax]
     check_resources(kernels)
     check_powers([k for k in softmax if f", {ROWS}>" in k.name], least=1, most=8)
     for kernel in kernels:

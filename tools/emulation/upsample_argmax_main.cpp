@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "upsample_argmax.cpp"
+#include "upsample_softmax.cpp"
 
 namespace {
 
