@@ -131,12 +131,12 @@ def test_loss_and_gradient_do_not_depend_on_labels(device: torch.device) -> None
 
 
 @at_lower_isas
-def test_lower_isas(level: str) -> None:
+def test_lower_isas(isa: str) -> None:
     """In processes of their own: torch picks the instruction set once, at start-up."""
     tests = [f"{__file__}::{name}" for name in ("test_class_of_nan", "test_some_logits_are_nan")]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-k", "cpu", *tests],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": level},
+        env=os.environ | {"ATEN_CPU_CAPABILITY": isa},
         capture_output=True,
         text=True,
     )
