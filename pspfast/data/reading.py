@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
@@ -155,7 +155,7 @@ def _open_with_our_limit(path: str | Path) -> Image.Image:
         previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(path)
-        except (SyntaxError, ValueError):
+        except (UnidentifiedImageError, SyntaxError, ValueError):
             repaired = _without_damaged_metadata(Path(path).read_bytes())
             if repaired is None:
                 raise

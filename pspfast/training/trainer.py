@@ -80,10 +80,14 @@ class Trainer:
         self.accelerator = make_accelerator(options.precision)
         self.device = self.accelerator.device
         self.batches = BatchLoader(config, self.accelerator, self._agree)
+        steps = steps_per_epoch(train_set, options, self.accelerator.num_processes)
         self._lock: FileLock | None = None
         on_main(self.accelerator, self._take_lock)
-        steps = steps_per_epoch(train_set, options, self.accelerator.num_processes)
-        self.state = RunState(config, class_list, self.accelerator, steps)
+        try:
+            self.state = RunState(config, class_list, self.accelerator, steps)
+        except BaseException:
+            self._release_lock()
+            raise
         self.log: RunLog | None = None
         self.stop = StopRequest()
 
@@ -116,8 +120,7 @@ class Trainer:
                 if self.log:
                     self.log.close()
                     self.log = None
-                if self._lock:
-                    self._lock.release()
+                self._release_lock()
         return scores
 
     def validate(self, val_set: SeededDataset) -> Scores:
@@ -146,6 +149,10 @@ class Trainer:
 
     def _take_lock(self) -> None:
         self._lock = lock_folder(self.folder)
+
+    def _release_lock(self) -> None:
+        if self._lock:
+            self._lock.release()
 
     def _train_epoch(self, bar: tqdm[Any]) -> None:
         options, state = self.config.train, self.state
