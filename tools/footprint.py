@@ -51,7 +51,7 @@ def infer(side: str, batch: int) -> Footprint:
     else:
         model = optimize_for_inference(model)
         # Without its inference mode, in which operators made of others are dispatched as they are.
-        run = partial(type(model).predict.__wrapped__, model, images)
+        run = partial(model._predict, images)
     with torch.no_grad(), Footprint(_held(model, images)) as footprint:
         run()
     return footprint

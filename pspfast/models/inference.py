@@ -66,7 +66,7 @@ class InferencePSPNet(PSPNet):
         self, model: PSPNet, dtype: torch.dtype, memory_format: torch.memory_format
     ) -> None:
         nn.Module.__init__(self)  # PSPNet's own would make layers that are replaced.
-        self.classes = model.classes
+        self._classes = model.classes
         self.zoom_factor = model.zoom_factor
         self.use_ppm = model.use_ppm
         self.align_corners = model.align_corners
@@ -97,6 +97,11 @@ class InferencePSPNet(PSPNet):
         self.eval()
 
     def _prepare(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError(
+                "InferencePSPNet: x: expected images that require no gradient, which its layers do "
+                "not compute; take it of the PSPNet that this was made of"
+            )
         memory_format = torch.channels_last if self.is_channels_last else torch.contiguous_format
         return self._pad(x).to(self.dtype).contiguous(memory_format=memory_format)
 

@@ -48,11 +48,12 @@ class _MultiScale:
     def flips(self) -> tuple[bool, ...]:
         return (False, True) if self.flip else (False,)
 
-    @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` to labels ``[N, H, W]``."""
-        # On the CPU argmax takes four times as long as max on contiguous maps.
-        return torch.cat([self.probabilities(image).max(1)[1] for image in images.split(1)])
+        """``[N, 3, H, W]`` to labels ``[N, H, W]``, an ordinary tensor."""
+        with torch.inference_mode():
+            # On the CPU argmax takes four times as long as max on contiguous maps.
+            labels = [self.probabilities(image).max(1)[1] for image in images.split(1)]
+        return torch.cat(labels)
 
     def probabilities(self, image: Tensor) -> Tensor:
         """``[1, 3, H, W]`` to ``[1, K, H, W]``, up to a common factor."""

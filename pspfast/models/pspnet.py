@@ -81,7 +81,7 @@ class PSPNet(nn.Module):
                 "PSPNet: pretrained: expected False or the path of a file of ImageNet weights, "
                 "got True; no file is downloaded or looked for"
             )
-        self.classes = classes
+        self._classes = classes
         self.zoom_factor = zoom_factor
         self.use_ppm = use_ppm
         self.align_corners = align_corners
@@ -162,7 +162,12 @@ class PSPNet(nn.Module):
         aux_logits = self._zoom(aux_logits, padded, size)
         return logits.argmax(1), criterion(logits, y), criterion(aux_logits, y)
 
-    @torch.inference_mode()
+    @property
+    def classes(self) -> int:
+        """K: that of the classifier, which may have been replaced."""
+        *_, classifier = self.cls.children()
+        return getattr(classifier, "out_channels", self._classes)
+
     def predict(self, images: Tensor) -> Tensor:
         """Labels at the images' own size, computed in evaluation mode whatever the mode is now.
 
@@ -170,11 +175,18 @@ class PSPNet(nn.Module):
             images: ``[N, 3, H, W]``, normalised as in training.
 
         Returns:
-            Labels ``[N, H, W]`` in int64, each in 0 … K-1.
+            Labels ``[N, H, W]`` in int64, each in 0 … K-1; an ordinary tensor, which can be the
+            target of a training step.
 
         Raises:
             ValueError: the images have another shape.
         """
+        with torch.inference_mode():
+            labels = self._predict(images)
+        return labels.long()
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """The same in the smallest type for K, of no use to autograd in inference mode."""
         _check_images("images", images)
         training = [module for module in self.modules() if module.training]
         self.eval()
@@ -190,7 +202,7 @@ class PSPNet(nn.Module):
                 logits, [(s - 1) * self.zoom_factor // 8 + 1 for s in padded.shape[2:]]
             )
         labels = upsample_argmax(logits, padded.shape[2:], align_corners=self.align_corners)
-        return labels[:, : images.shape[2], : images.shape[3]].long()
+        return labels[:, : images.shape[2], : images.shape[3]]
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Padded, and in the memory format that the kernels read without a copy; layers keep it."""

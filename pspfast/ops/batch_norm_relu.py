@@ -149,6 +149,8 @@ def _check_inputs(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | No
             raise ValueError(
                 f"{_OP}: {name}: expected [C] with C = {x.shape[1]}, got shape {list(tensor.shape)}"
             )
+        if tensor.device != x.device:
+            raise ValueError(f"{_OP}: {name}: expected device {x.device} as x, got {tensor.device}")
     if residual is not None:
         check_residual(_OP, residual, x.shape, x)
 
@@ -156,6 +158,8 @@ def _check_inputs(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | No
 def _fake(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # A meta tensor among others brings the op here.
+    _check_inputs(x, weight, bias, residual)
     statistics = x.new_empty(x.shape[1], dtype=sum_dtype(x.dtype))
     return _empty_like(x), statistics, torch.empty_like(statistics)
 

@@ -108,6 +108,10 @@ META = {"device": "meta"}
             lambda x: ops.dilated_conv2d(x, WEIGHT, residual=torch.randn(1, 8, 9, 9, **META)),
             "dilated_conv2d: residual",
         ),
+        (
+            lambda x: ops.batch_norm_relu(x, None, None, torch.ones(4, **META), torch.ones(4)),
+            "batch_norm_relu: weight",
+        ),
         (lambda x: ops.pyramid_concat(x, PRIORS.to("meta"), BINS), "pyramid_concat: priors"),
         (
             lambda x: ops.pyramid_conv2d(x, PRIORS, LEVELS_WEIGHT.to("meta"), BINS),
