@@ -120,14 +120,12 @@ def check_pixels(
 
 def _hint(wrong: list[int], num_classes: int) -> str:
     """What the ids of a label map may be."""
-    if wrong == [num_classes]:
-        return (
-            f"; where the ids are 1 to {num_classes}, data.label_map '{{1: 0, 2: 1, ...}}' shifts "
-            "them"
-        )
     for name, known in LABEL_IDS.items():
         if num_classes == known.num_classes and max(wrong) < len(known.classes):
             return f"; data.labels {name} takes 0 to {len(known.classes) - 1}"
+    if wrong == [num_classes]:
+        shifted = "data.label_map '{1: 0, 2: 1, ...}'"
+        return f"; where the ids are 1 to {num_classes}, {shifted} shifts them"
     return ""
 
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from pspfast import cli
 from pspfast.cli import main
+from pspfast.cli.parser import make_parser, take_recipe
 from pspfast.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from pspfast.data import CLASSES
 from pspfast.evaluation.options import EvalConfig
@@ -235,6 +235,6 @@ def test_lists_come_before_the_source(
 
 def test_eval_takes_a_recipes_protocol_which_options_replace() -> None:
     given = ["eval", "--recipe", "cityscapes-r50", "--checkpoint", "x", "--list", "y"]
-    recipe, args = cli._take_recipe([*given, "--flip", "false"])
-    options = cli._make_parser(recipe).parse_args(args)["eval"]
+    recipe, args = take_recipe([*given, "--flip", "false"])
+    options = make_parser(recipe).parse_args(args)["eval"]
     assert (options.protocol, options.base_size, options.flip) == ("semseg", 2048, False)
