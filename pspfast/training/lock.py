@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,3 +25,12 @@ def lock_folder(folder: Path) -> FileLock:
             "folder"
         ) from None
     return lock
+
+
+def leave_folder(lock: FileLock) -> None:
+    """Releases a lock under which nothing was written, and removes the folder if it is empty."""
+    file = Path(lock.lock_file)
+    file.unlink(missing_ok=True)
+    lock.release()
+    with suppress(OSError):
+        file.parent.rmdir()

@@ -23,7 +23,7 @@ from pspfast.scores import Scores, evaluate, make_confusion
 from pspfast.training.batches import BatchLoader
 from pspfast.training.data import make_train_set, make_val_set, steps_per_epoch
 from pspfast.training.interrupt import StopRequest, TrainingInterrupted
-from pspfast.training.lock import lock_folder
+from pspfast.training.lock import leave_folder, lock_folder
 from pspfast.training.log import RunLog, describe
 from pspfast.training.run_state import RunState
 from pspfast.training.step import Losses, backward
@@ -86,7 +86,8 @@ class Trainer:
         try:
             self.state = RunState(config, class_list, self.accelerator, steps)
         except BaseException:
-            self._release_lock()
+            if self._lock:
+                leave_folder(self._lock)
             raise
         self.log: RunLog | None = None
         self.stop = StopRequest()

@@ -34,17 +34,14 @@ def broken_models(finished_run: Path, tmp_path: Path) -> list[Path]:
     """Files that are no model of this version."""
     whole = finished_run / "best.safetensors"
     tensors, header = read_tensors(whole)
-    config = header["config"]
+    config, model = header["config"], header["config"]["model"]
     headers = {
         "newer.safetensors": {**header, "config": {**config, "model": {"heads": 3}}},
         "no_model.safetensors": {**header, "config": {"data": {}}},
         "no_config.safetensors": {"taxonomy": header["taxonomy"]},
         "no_classes.safetensors": {"config": config},
         "palette.safetensors": {**header, "taxonomy": {"names": ["a"], "palette": [[1, 2]]}},
-        "layers.safetensors": {
-            **header,
-            "config": {**config, "model": {**config["model"], "layers": 7}},
-        },
+        "layers.safetensors": {**header, "config": {**config, "model": model | {"layers": 7}}},
         "list.safetensors": [1, 2],
     }
     for name, value in headers.items():
@@ -136,6 +133,7 @@ def test_damaged_logs_and_checkpoints_end_in_one_line(
     error = failure(["train", "--config", file], capsys)
     assert "best.safetensors: not a checkpoint of a run that can be continued" in error
     folder = Path(config.train.output)
+    assert not folder.exists()
     folder.mkdir()
     (folder / "log.jsonl").write_text(json.dumps({"epoch": 1, "iteration": 1}) + "\n{broken\n")
     error = failure(["train", "--config", saved(config, tmp_path / "config.yaml")], capsys)

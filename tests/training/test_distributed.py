@@ -46,7 +46,7 @@ def recording(*args):
     return losses[-1]
 
 training.backward = recording
-labelled_data.check_samples = lambda *args: None  # as if a file broke only then
+labelled_data.check_samples = lambda *args: torch.ones(256).numpy()  # as if a file broke only then
 try:
     scores = training.train(Config.from_dict(yaml.safe_load(Path(sys.argv[1]).read_text())))
 except (ValueError, KeyboardInterrupt) as error:
