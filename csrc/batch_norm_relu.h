@@ -16,9 +16,9 @@ struct BatchNormReluParams {
   double eps;
 };
 
-// out = relu((z - mean) * scale + bias + residual) with scale = weight / sqrt(var + eps).
+// out = relu((x - mean) * scale + bias + residual) with scale = weight / sqrt(var + eps).
 struct BatchNormReluInputs {
-  const void* z;
+  const void* x;
   const void* residual;  // or null
   const void* mean;
   const void* scale;
@@ -26,15 +26,15 @@ struct BatchNormReluInputs {
 };
 
 struct BatchNormReluGradients {
-  void* z;
+  void* x;
   void* residual;  // null if there is none
-  void* scale;     // sum over pixels of g * (z - mean), g the gradient behind the ReLU
+  void* scale;     // sum over pixels of g * (x - mean), g the gradient behind the ReLU
   void* bias;      // sum of g
 };
 
 namespace cpu {
 // Mean and biased variance over all pixels.
-void batch_norm_statistics(const BatchNormReluParams& params, const void* z, void* mean, void* var);
+void batch_norm_statistics(const BatchNormReluParams& params, const void* x, void* mean, void* var);
 void batch_norm_relu(const BatchNormReluParams& params, const BatchNormReluInputs& in, void* out);
 void batch_norm_relu_backward(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* var,
                               const void* grad, const BatchNormReluGradients& grads);

@@ -20,16 +20,16 @@ constexpr auto kCompiler = "unknown";
 
 // The instruction sets that cpu/for_each_isa.h compiles.
 #if defined(__x86_64__)
-constexpr auto kCpuLevels = "baseline avx2 avx512";
+constexpr auto kIsas = "baseline avx2 avx512";
 #else
-constexpr auto kCpuLevels = "baseline";
+constexpr auto kIsas = "baseline";
 #endif
 
 pybind11::dict build_info() {
   pybind11::dict info;
   info["torch"] = TORCH_VERSION;
   info["compiler"] = kCompiler;
-  info["isas"] = kCpuLevels;
+  info["isas"] = kIsas;
 #ifdef PSPFAST_WITH_CUDA
   info["cuda"] = PSPFAST_STRING(PSPFAST_CUDA_VERSION);
   info["cuda_archs"] = PSPFAST_STRING(PSPFAST_CUDA_ARCHS);

@@ -1,4 +1,4 @@
-// Checks that ops share. A message says op, argument, expected, got.
+// Checks of arguments that several ops have. A message says op, argument, expected, got.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -30,7 +30,7 @@ inline DType check_dtype(const char* op, const char* argument, const at::Tensor&
   return check_dtype(op, argument, tensor.scalar_type(), tensor.device().type());
 }
 
-// Of sums of such elements.
+// The type of sums of such elements.
 inline at::ScalarType sum_type(DType dtype) { return dtype == DType::kFloat64 ? at::kDouble : at::kFloat; }
 
 inline PyramidLevels check_bins(const char* op, at::IntArrayRef bins) {
@@ -46,7 +46,7 @@ inline PyramidLevels check_bins(const char* op, at::IntArrayRef bins) {
   return make_pyramid_levels(bins.data(), static_cast<int>(bins.size()));
 }
 
-// A map [N, C, H, W] that the kernels take.
+// Checks that the kernels take a map [N, C, H, W].
 inline DType check_map(const char* op, const char* argument, const at::Tensor& map) {
   TORCH_CHECK_VALUE(map.dim() == 4, op, ": ", argument, ": expected [N, C, H, W], got shape ", map.sizes());
   const DType dtype = check_dtype(op, argument, map);
@@ -57,7 +57,7 @@ inline DType check_map(const char* op, const char* argument, const at::Tensor& m
   return dtype;
 }
 
-// Two tensors of one dtype and device.
+// Checks that two tensors have one dtype and device.
 inline void check_same(const char* op, const char* argument, const at::Tensor& tensor, const char* as,
                        const at::Tensor& other) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), op, ": ", argument, ": expected ", other.scalar_type(),
@@ -73,7 +73,7 @@ inline void check_bias(const char* op, const at::Tensor& bias, int64_t out_chann
   check_same(op, "bias", bias, as, other);
 }
 
-// Priors [N, R, S] for the map x.
+// Checks priors [N, R, S] for the map x.
 inline void check_priors(const char* op, const at::Tensor& priors, const at::Tensor& x, const PyramidLevels& pyramid) {
   TORCH_CHECK_VALUE(priors.dim() == 3 && priors.size(0) == x.size(0) && priors.size(2) == pyramid.bin_count, op,
                     ": priors: expected [N, R, S] with N = ", x.size(0), " and S = ", pyramid.bin_count, ", got shape ",
@@ -81,7 +81,7 @@ inline void check_priors(const char* op, const at::Tensor& priors, const at::Ten
   check_same(op, "priors", priors, "x", x);
 }
 
-// A map whose memory order is channels_last and cannot be read as contiguous.
+// Whether a map's memory order is channels_last and cannot be read as contiguous.
 inline bool is_channels_last(const at::Tensor& map) {
   return map.is_contiguous(at::MemoryFormat::ChannelsLast) && !map.is_contiguous();
 }

@@ -49,7 +49,7 @@ void check_epilogue(const char* op, const at::Tensor& x, int64_t out_channels, c
   }
 }
 
-// In memory such that its taps lie one after another.
+// The weight in a memory format whose taps lie at equal distances.
 at::Tensor dense_weight(const at::Tensor& weight) { return is_channels_last(weight) ? weight : weight.contiguous(); }
 
 WinogradWeight weight_of(const at::Tensor& dense, bool transposed) {
@@ -152,7 +152,7 @@ at::Tensor grad_weight(const at::Tensor& grad, const at::Tensor& x, int64_t dila
   return std::get<1>(library_backward(grad, x, weight, dilation, false, true)).contiguous(format);
 }
 
-// Of what winograd_weight returns, in float.
+// The shape of what winograd_weight returns, in float.
 std::vector<int64_t> winograd_weight_shape(int64_t out_channels, int64_t in_channels) {
   return {kTilePositions, winograd_weight_stride(in_channels, out_channels)};
 }

@@ -1,57 +1,44 @@
-// The choice between an op's launchers for the CPU and for CUDA, and the registration of what makes it.
+// Runs an op's function on the device of its tensors. The function has one name and the same arguments in namespaces
+// cpu and cuda, the latter's followed by the stream.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
-#include <type_traits>
-
 #ifdef PSPFAST_WITH_CUDA
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#endif
 
 namespace pspfast {
 
-// A function of namespace cuda where the library has CUDA code, else a null pointer.
-#ifdef PSPFAST_WITH_CUDA
-#define PSPFAST_CUDA(function) (&cuda::function)
-#else
-#define PSPFAST_CUDA(function) nullptr
-#endif
-
-// The one of two functions that is for the tensor's device.
-template <class Function>
-Function* for_device(const at::Tensor& tensor, Function* cpu, [[maybe_unused]] std::type_identity_t<Function>* cuda) {
-#ifdef PSPFAST_WITH_CUDA
-  if (tensor.is_cuda()) return cuda;
-#endif
-  return cpu;
-}
-
-// Calls the launcher for the tensor's device. The one for CUDA takes a stream besides, the current one of that device,
-// and returns an error, which is raised.
-template <class Cpu, class Cuda, class... Arguments>
-void launch(const at::Tensor& tensor, Cpu* cpu, [[maybe_unused]] Cuda cuda, const Arguments&... arguments) {
-#ifdef PSPFAST_WITH_CUDA
-  if (tensor.is_cuda()) {
-    const c10::cuda::CUDAGuard guard(tensor.device());
-    C10_CUDA_CHECK(cuda(arguments..., c10::cuda::getCurrentCUDAStream()));
-    return;
+template <class Function, class Launcher, class... Arguments>
+void run_on_device_of(const at::Tensor& tensor, Function* function, Launcher* launcher, const Arguments&... arguments) {
+  if (!tensor.is_cuda()) {
+    return function(arguments...);
   }
-#endif
-  cpu(arguments...);
+  const c10::cuda::CUDAGuard guard(tensor.device());
+  C10_CUDA_CHECK(launcher(arguments..., c10::cuda::getCurrentCUDAStream()));
 }
-
-// Registers what `implement(m)` implements for the CPU, and for CUDA where the library has code for it.
-#ifdef PSPFAST_WITH_CUDA
-#define PSPFAST_IMPLEMENT(implement)                    \
-  TORCH_LIBRARY_IMPL(pspfast, CPU, m) { implement(m); } \
-  TORCH_LIBRARY_IMPL(pspfast, CUDA, m) { implement(m); }
-#else
-#define PSPFAST_IMPLEMENT(implement) \
-  TORCH_LIBRARY_IMPL(pspfast, CPU, m) { implement(m); }
-#endif
 
 }  // namespace pspfast
+
+// Calls cpu::function or, on the tensor's device and its current stream, cuda::function, whose error it throws.
+#define PSPFAST_RUN(tensor, function, ...) run_on_device_of(tensor, &cpu::function, &cuda::function, __VA_ARGS__)
+// What cpu::function or cuda::function returns, which launches nothing.
+#define PSPFAST_ASK(tensor, function, ...) \
+  ((tensor).is_cuda() ? cuda::function(__VA_ARGS__) : cpu::function(__VA_ARGS__))
+// Followed by { m.impl("op", &function); … }: registers ops for every device that the library is built for.
+#define PSPFAST_LIBRARY_IMPL(m)                                      \
+  static void implement(torch::Library& m);                          \
+  TORCH_LIBRARY_IMPL(pspfast, CPU, library) { implement(library); }  \
+  TORCH_LIBRARY_IMPL(pspfast, CUDA, library) { implement(library); } \
+  static void implement(torch::Library& m)
+
+#else
+
+#define PSPFAST_RUN(tensor, function, ...) cpu::function(__VA_ARGS__)
+#define PSPFAST_ASK(tensor, function, ...) cpu::function(__VA_ARGS__)
+#define PSPFAST_LIBRARY_IMPL(m) TORCH_LIBRARY_IMPL(pspfast, CPU, m)
+
+#endif

@@ -13,11 +13,14 @@
 
 namespace pspfast {
 
+PSPFAST_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+PSPFAST_HOST_DEVICE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
 // Adaptive pooling, as F.adaptive_avg_pool2d: bin u of `bins` covers [bin_begin, bin_end) of an axis of `size`.
 // Neighbouring bins overlap where `bins` does not divide `size`.
 PSPFAST_HOST_DEVICE constexpr int64_t bin_begin(int64_t u, int64_t size, int64_t bins) { return u * size / bins; }
 PSPFAST_HOST_DEVICE constexpr int64_t bin_end(int64_t u, int64_t size, int64_t bins) {
-  return ((u + 1) * size + bins - 1) / bins;
+  return ceil_div((u + 1) * size, bins);
 }
 
 // Bilinear interpolation along one axis, as F.interpolate: a position of an axis of `size` is (1 - weight) of source
@@ -93,7 +96,8 @@ struct PyramidCells : PyramidLevels {
   AxisCells rows, cols;
 };
 
-// Positions in the bin of row bin u and column bin v, both counted over all levels as in AxisCells::begin.
+// The number of positions in the bin whose rows are bin u and whose columns are bin v of an axis, both counted over all
+// levels as in AxisCells::begin.
 PSPFAST_HOST_DEVICE inline int64_t bin_area(const PyramidCells& cells, int u, int v) {
   const AxisCells &rows = cells.rows, &cols = cells.cols;
   return int64_t(rows.edge[rows.end[u]] - rows.edge[rows.begin[u]]) *
@@ -138,14 +142,13 @@ constexpr int64_t kTileOutputs = 4;
 
 constexpr int64_t tile_count(int64_t size, int64_t dilation) {
   const int64_t shorter = size / dilation, longer_phases = size % dilation;
-  return longer_phases * (shorter / kTileOutputs + 1) +
-         (dilation - longer_phases) * ((shorter + kTileOutputs - 1) / kTileOutputs);
+  return longer_phases * (shorter / kTileOutputs + 1) + (dilation - longer_phases) * ceil_div(shorter, kTileOutputs);
 }
 
 // The tile's first position on the axis; its i-th is i * dilation further, if that is less than the size.
 constexpr int64_t tile_begin(int64_t tile, int64_t size, int64_t dilation) {
   const int64_t shorter = size / dilation, longer_phases = size % dilation;
-  const int64_t in_longer = shorter / kTileOutputs + 1, in_shorter = (shorter + kTileOutputs - 1) / kTileOutputs;
+  const int64_t in_longer = shorter / kTileOutputs + 1, in_shorter = ceil_div(shorter, kTileOutputs);
   if (tile < longer_phases * in_longer) {
     return tile / in_longer + tile % in_longer * kTileOutputs * dilation;
   }

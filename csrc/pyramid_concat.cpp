@@ -1,10 +1,11 @@
 // pyramid_concat: schema, checks, allocation, choice of the CPU or CUDA kernel.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include "checks.h"
 #include "dispatch.h"
-#include "pyramid_upsample_tensors.h"
+#include "pyramid_upsample.h"
 
 namespace pspfast {
 namespace {
@@ -24,6 +25,11 @@ PyramidUpsampleParams make_params(const at::Tensor& map, int64_t channels, const
           align_corners,
           is_channels_last(map),
           dtype};
+}
+
+// Values of every level for pyramid_upsample, [N, S, 1, 1, R].
+at::Tensor empty_values(const PyramidUpsampleParams& p, const at::TensorOptions& options) {
+  return at::empty({p.batch, p.bin_count, 1, 1, p.channels}, options.dtype(sum_type(p.dtype)));
 }
 
 at::Tensor pyramid_concat(const at::Tensor& x, const at::Tensor& priors, at::IntArrayRef bins, bool align_corners) {
@@ -46,7 +52,8 @@ at::Tensor pyramid_concat(const at::Tensor& x, const at::Tensor& priors, at::Int
   params.channels_last = channels_last;
   const at::Tensor values = empty_values(params, x.options());
   values.squeeze(-2).squeeze(-2).copy_(priors.transpose(1, 2));
-  pyramid_upsample(params, {.copied = dense.const_data_ptr()}, values, map);
+  const PyramidUpsampleEpilogue epilogue{.copied = dense.const_data_ptr()};
+  PSPFAST_RUN(x, pyramid_upsample, params, epilogue, values.const_data_ptr(), map.mutable_data_ptr());
   return map;
 }
 
@@ -62,13 +69,8 @@ at::Tensor pyramid_concat_backward(const at::Tensor& grad, at::IntArrayRef bins,
   const at::Tensor dense = is_channels_last(grad) ? grad : grad.contiguous();
   const auto params = make_params(dense, channels, pyramid, align_corners, dtype);
   at::Tensor grad_values = empty_values(params, grad.options());
-  pyramid_upsample_backward(params, dense, grad_values);
+  PSPFAST_RUN(grad, pyramid_upsample_backward, params, dense.const_data_ptr(), grad_values.mutable_data_ptr());
   return grad_values.squeeze(-2).squeeze(-2).transpose(1, 2).to(grad.scalar_type()).contiguous();
-}
-
-void implement(torch::Library& m) {
-  m.impl("pyramid_concat", &pyramid_concat);
-  m.impl("pyramid_concat_backward", &pyramid_concat_backward);
 }
 
 }  // namespace
@@ -80,6 +82,9 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
         {at::Tag::pt2_compliant_tag});
 }
 
-PSPFAST_IMPLEMENT(implement)
+PSPFAST_LIBRARY_IMPL(m) {
+  m.impl("pyramid_concat", &pyramid_concat);
+  m.impl("pyramid_concat_backward", &pyramid_concat_backward);
+}
 
 }  // namespace pspfast

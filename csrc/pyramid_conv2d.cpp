@@ -1,13 +1,14 @@
-// pyramid_conv2d's parts beside the convolution over the map: mixing the priors by the weight (CPU; elsewhere a matrix
-// product of torch), and upsampling the result into the convolution's output. Schemas, checks, allocation, choice of
-// the CPU or CUDA kernel.
+// pyramid_conv2d but for the convolution over the map: mixing the priors by the weight (CPU; elsewhere a matrix product
+// of torch), and upsampling the result into the convolution's output. Schemas, checks, allocation, choice of the CPU or
+// CUDA kernel.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
 #include "checks.h"
 #include "dispatch.h"
 #include "pyramid_mix.h"
-#include "pyramid_upsample_tensors.h"
+#include "pyramid_upsample.h"
 
 namespace pspfast {
 namespace {
@@ -54,9 +55,10 @@ at::Tensor upsample_add(const at::Tensor& base, const at::Tensor& mixed, const s
     return map;
   }
   const at::Tensor dense_bias = bias ? bias->contiguous() : at::Tensor();
-  pyramid_upsample(params,
-                   {.base = dense.const_data_ptr(), .bias = bias ? dense_bias.const_data_ptr() : nullptr, .relu = relu},
-                   mixed.contiguous(), map);
+  const at::Tensor dense_mixed = mixed.contiguous();
+  const PyramidUpsampleEpilogue epilogue{
+      .base = dense.const_data_ptr(), .bias = bias ? dense_bias.const_data_ptr() : nullptr, .relu = relu};
+  PSPFAST_RUN(base, pyramid_upsample, params, epilogue, dense_mixed.const_data_ptr(), map.mutable_data_ptr());
   return map;
 }
 
@@ -68,11 +70,13 @@ at::Tensor upsample_add_backward(const at::Tensor& grad, at::IntArrayRef bins, b
   check_kernel_size(op, "kernel_size", kernel_size, kernel_size);
   const bool channels_last = is_channels_last(grad);
   const auto params = make_upsample_params(grad, kernel_size, pyramid, align_corners, channels_last, dtype);
-  at::Tensor grad_mixed = empty_values(params, grad.options());
+  at::Tensor grad_mixed = at::empty({params.batch, params.bin_count, kernel_size, kernel_size, params.channels},
+                                    grad.options().dtype(sum_type(dtype)));
   if (grad.numel() == 0) {
     return grad_mixed.zero_();
   }
-  pyramid_upsample_backward(params, channels_last ? grad : grad.contiguous(), grad_mixed);
+  const at::Tensor dense = channels_last ? grad : grad.contiguous();
+  PSPFAST_RUN(grad, pyramid_upsample_backward, params, dense.const_data_ptr(), grad_mixed.mutable_data_ptr());
   return grad_mixed;
 }
 
@@ -146,11 +150,6 @@ std::tuple<at::Tensor, at::Tensor> mix_backward(const at::Tensor& grad_mixed, co
   return {grad_priors.transpose(1, 2).contiguous(), grad_weight};
 }
 
-void implement(torch::Library& m) {
-  m.impl("pyramid_upsample_add", &upsample_add);
-  m.impl("pyramid_upsample_add_backward", &upsample_add_backward);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pspfast, m) {
@@ -168,9 +167,11 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-PSPFAST_IMPLEMENT(implement)
+PSPFAST_LIBRARY_IMPL(m) {
+  m.impl("pyramid_upsample_add", &upsample_add);
+  m.impl("pyramid_upsample_add_backward", &upsample_add_backward);
+}
 
-// Products of matrices take its place on a GPU.
 TORCH_LIBRARY_IMPL(pspfast, CPU, m) {
   m.impl("pyramid_mix", &mix);
   m.impl("pyramid_mix_backward", &mix_backward);

@@ -20,7 +20,7 @@ struct PyramidMixParams : PyramidLevels {
 
 namespace cpu {
 // mixed[n, s, t, o] = sum over r of weight[o, r of the level of s, t] priors[n, s, r], in float (double for double),
-// and weight_x, a copy of the weight's part for the map.
+// and weight_x, a copy of the weight of the map's channels.
 void pyramid_mix(const PyramidMixParams& params, const void* priors /* [N, S, R] */, const void* weight,
                  void* mixed /* [N, S, k, k, O] */, void* weight_x);
 // The gradients of priors, from the gradient of `mixed` with o outermost, and of the whole weight.

@@ -2,6 +2,7 @@
 #include "pyramid_pool.h"
 
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include "checks.h"
 #include "dispatch.h"
@@ -31,7 +32,7 @@ at::Tensor pyramid_pool(const at::Tensor& x, at::IntArrayRef bins) {
   if (pooled.numel() == 0) {
     return pooled;
   }
-  launch(x, cpu::pyramid_pool, PSPFAST_CUDA(pyramid_pool), params, dense.const_data_ptr(), pooled.mutable_data_ptr());
+  PSPFAST_RUN(x, pyramid_pool, params, dense.const_data_ptr(), pooled.mutable_data_ptr());
   return pooled;
 }
 
@@ -49,14 +50,8 @@ at::Tensor pyramid_pool_backward(const at::Tensor& grad, at::IntArrayRef bins, i
   if (grad_x.numel() == 0) {
     return grad_x;
   }
-  launch(grad, cpu::pyramid_pool_backward, PSPFAST_CUDA(pyramid_pool_backward), params, dense.const_data_ptr(),
-         grad_x.mutable_data_ptr());
+  PSPFAST_RUN(grad, pyramid_pool_backward, params, dense.const_data_ptr(), grad_x.mutable_data_ptr());
   return grad_x;
-}
-
-void implement(torch::Library& m) {
-  m.impl("pyramid_pool", &pyramid_pool);
-  m.impl("pyramid_pool_backward", &pyramid_pool_backward);
 }
 
 }  // namespace
@@ -67,6 +62,9 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
         {at::Tag::pt2_compliant_tag});
 }
 
-PSPFAST_IMPLEMENT(implement)
+PSPFAST_LIBRARY_IMPL(m) {
+  m.impl("pyramid_pool", &pyramid_pool);
+  m.impl("pyramid_pool_backward", &pyramid_pool_backward);
+}
 
 }  // namespace pspfast

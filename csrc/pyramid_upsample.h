@@ -23,9 +23,9 @@ namespace pspfast {
 // float (double for double maps), channels innermost.
 struct PyramidUpsampleParams : PyramidLevels {
   int64_t batch, height, width;
-  int64_t map_channels;   // of the map
-  int64_t first_channel;  // of the map, the first that is upsampled
-  int64_t channels;       // of the values
+  int64_t map_channels;   // all channels of the map
+  int64_t first_channel;  // the first channel of the map that is upsampled
+  int64_t channels;       // channels of the values
   // True: channel c of the map is the sum of all levels' channel c. False: levels follow each other, channel c of level
   // l is channel first_channel + l * channels + c of the map.
   bool sum_levels;
@@ -33,7 +33,7 @@ struct PyramidUpsampleParams : PyramidLevels {
   bool align_corners, channels_last;
   DType dtype;  // of the maps
 
-  // Of bin (u, v) of a level, tap (ky, kx), in [S, k, k].
+  // The index of bin (u, v) of a level, tap (ky, kx), in [S, k, k].
   PSPFAST_HOST_DEVICE int64_t value_index(int level, int u, int v, int ky, int kx) const {
     return ((int64_t(bin_offset[level]) + u * bins[level] + v) * kernel_size + ky) * kernel_size + kx;
   }

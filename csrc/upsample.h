@@ -1,5 +1,5 @@
-// Logits that are interpolated bilinearly to pixels on the fly: what the kernels of upsample_cross_entropy and
-// upsample_argmax share. No torch header.
+// Logits that are interpolated bilinearly to pixels on the fly, by the kernels of upsample_cross_entropy,
+// upsample_argmax and upsample_softmax. No torch header.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct UpsampleParams {
   DType dtype;
 };
 
-// Of labels that a kernel writes.
+// The element type of labels that a kernel writes.
 enum class LabelType : int { kUInt8, kInt32, kInt64 };
 
 }  // namespace pspfast

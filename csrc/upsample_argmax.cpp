@@ -2,6 +2,7 @@
 #include "upsample_argmax.h"
 
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include "dispatch.h"
 #include "upsample_checks.h"
@@ -20,12 +21,9 @@ at::Tensor upsample_argmax(const at::Tensor& logits, int64_t height, int64_t wid
   if (labels.numel() == 0) {
     return labels;
   }
-  launch(logits, cpu::upsample_argmax, PSPFAST_CUDA(upsample_argmax), params, dense.const_data_ptr(), label_type,
-         labels.mutable_data_ptr());
+  PSPFAST_RUN(logits, upsample_argmax, params, dense.const_data_ptr(), label_type, labels.mutable_data_ptr());
   return labels;
 }
-
-void implement(torch::Library& m) { m.impl("upsample_argmax", &upsample_argmax); }
 
 }  // namespace
 
@@ -34,6 +32,6 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
         {at::Tag::pt2_compliant_tag});
 }
 
-PSPFAST_IMPLEMENT(implement)
+PSPFAST_LIBRARY_IMPL(m) { m.impl("upsample_argmax", &upsample_argmax); }
 
 }  // namespace pspfast

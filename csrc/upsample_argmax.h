@@ -6,13 +6,14 @@
 namespace pspfast {
 
 namespace cpu {
-// The class of the largest logit of every pixel, the first of equal ones; the first that is NaN, if one is.
+// The class of every pixel as torch.argmax gives it: the first that is NaN, else the first that has the largest logit.
+// A pixel is NaN where a logit that it reads is; infinities make none.
 void upsample_argmax(const UpsampleParams& params, const void* logits, LabelType label_type,
                      void* labels /* [N, H, W] */);
 }  // namespace cpu
 
 #ifdef PSPFAST_WITH_CUDA
-// As on the CPU, in float; it enqueues on `stream` and returns the launch's error, and float64 is not served.
+// As on the CPU; enqueues on `stream` and returns the launch's error. float64 is not served.
 namespace cuda {
 cudaError_t upsample_argmax(const UpsampleParams& params, const void* logits, LabelType label_type, void* labels,
                             cudaStream_t stream);

@@ -1,4 +1,5 @@
-// What upsample_cross_entropy, upsample_argmax and upsample_softmax check and derive from their tensors.
+// upsample_cross_entropy, upsample_argmax and upsample_softmax check their tensors here, and derive the kernels'
+// parameters from them.
 #pragma once
 
 #include "checks.h"

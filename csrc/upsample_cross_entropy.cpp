@@ -2,6 +2,7 @@
 #include "upsample_cross_entropy.h"
 
 #include <ATen/ATen.h>
+#include <torch/library.h>
 
 #include "dispatch.h"
 #include "upsample_checks.h"
@@ -65,13 +66,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> upsample_cross_entrop
   at::Tensor labels =
       at::empty(return_labels ? target.sizes() : at::IntArrayRef({0}), logits.options().dtype(label_type));
   void* const labels_data = return_labels ? labels.mutable_data_ptr() : nullptr;
-  const auto count_parts =
-      for_device(logits, cpu::upsample_cross_entropy_parts, PSPFAST_CUDA(upsample_cross_entropy_parts));
-  at::Tensor sums = at::empty({count_parts(params), 3}, logits.options().dtype(at::kDouble));
+  at::Tensor sums =
+      at::empty({PSPFAST_ASK(logits, upsample_cross_entropy_partials, params), 3}, logits.options().dtype(at::kDouble));
   if (lse.numel() > 0) {
-    launch(logits, cpu::upsample_cross_entropy, PSPFAST_CUDA(upsample_cross_entropy), params, dense.const_data_ptr(),
-           targets.const_data_ptr<int64_t>(), data_or_null(dense_weight), lse.mutable_data_ptr(),
-           check_label_type(op, label_type, params.classes), labels_data, sums.mutable_data_ptr<double>());
+    PSPFAST_RUN(logits, upsample_cross_entropy, params, dense.const_data_ptr(), targets.const_data_ptr<int64_t>(),
+                data_or_null(dense_weight), lse.mutable_data_ptr(), check_label_type(op, label_type, params.classes),
+                labels_data, sums.mutable_data_ptr<double>());
   }
   const at::Tensor total = sums.sum(0);
   check_targets(op, total[2], targets, params);
@@ -97,19 +97,12 @@ at::Tensor upsample_cross_entropy_backward(const at::Tensor& scale, const at::Te
   if (grad_logits.numel() == 0) {
     return grad_logits;
   }
-  const auto workspace_bytes =
-      for_device(logits, cpu::upsample_cross_entropy_workspace, PSPFAST_CUDA(upsample_cross_entropy_workspace));
-  at::Tensor workspace = at::empty({workspace_bytes(params)}, logits.options().dtype(at::kByte));
-  launch(logits, cpu::upsample_cross_entropy_backward, PSPFAST_CUDA(upsample_cross_entropy_backward), params,
-         dense.const_data_ptr(), targets.const_data_ptr<int64_t>(), data_or_null(dense_weight),
-         dense_lse.const_data_ptr(), dense_scale.const_data_ptr(), grad_logits.mutable_data_ptr(),
-         workspace.mutable_data_ptr());
+  at::Tensor workspace =
+      at::empty({PSPFAST_ASK(logits, upsample_cross_entropy_workspace, params)}, logits.options().dtype(at::kByte));
+  PSPFAST_RUN(logits, upsample_cross_entropy_backward, params, dense.const_data_ptr(),
+              targets.const_data_ptr<int64_t>(), data_or_null(dense_weight), dense_lse.const_data_ptr(),
+              dense_scale.const_data_ptr(), grad_logits.mutable_data_ptr(), workspace.mutable_data_ptr());
   return grad_logits;
-}
-
-void implement(torch::Library& m) {
-  m.impl("upsample_cross_entropy", &upsample_cross_entropy);
-  m.impl("upsample_cross_entropy_backward", &upsample_cross_entropy_backward);
 }
 
 }  // namespace
@@ -125,6 +118,9 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-PSPFAST_IMPLEMENT(implement)
+PSPFAST_LIBRARY_IMPL(m) {
+  m.impl("upsample_cross_entropy", &upsample_cross_entropy);
+  m.impl("upsample_cross_entropy_backward", &upsample_cross_entropy_backward);
+}
 
 }  // namespace pspfast

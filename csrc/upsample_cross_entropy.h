@@ -19,16 +19,16 @@ struct UpsampleLossParams : UpsampleParams {
 };
 
 namespace cpu {
-// Parts of the sums that are independent of the number of threads.
-int64_t upsample_cross_entropy_parts(const UpsampleLossParams& params);
-// `weight` may be null, and `labels`, the class of the largest logit, may be too. Targets that are neither a class nor
-// ignore_index count as ignored, and as invalid in a part's sums.
+// The number of partial sums that upsample_cross_entropy writes, which does not depend on the number of threads.
+int64_t upsample_cross_entropy_partials(const UpsampleLossParams& params);
+// `weight` may be null, and so may `labels`, which become those of upsample_argmax. Targets that are neither a class
+// nor ignore_index count as ignored, and as invalid in the sums.
 void upsample_cross_entropy(const UpsampleLossParams& params, const void* logits, const int64_t* target /* [N, H, W] */,
                             const void* weight /* [K], float or double as lse */,
                             void* lse /* [N, H, W], float; double for double logits */, LabelType label_type,
                             void* labels /* [N, H, W] */,
-                            double* sums /* [parts, 3]: losses, weights, invalid targets */);
-// Bytes of the backward's workspace.
+                            double* sums /* [partials, 3]: losses, weights, invalid targets */);
+// Bytes of memory that the backward works in: none on the CPU.
 int64_t upsample_cross_entropy_workspace(const UpsampleLossParams& params);
 // grad_logits = scale * the gradient of the sum of losses.
 void upsample_cross_entropy_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
@@ -40,7 +40,7 @@ void upsample_cross_entropy_backward(const UpsampleLossParams& params, const voi
 // As on the CPU, in float, with all pointers on the device; all enqueue on `stream` and return the launch's error, and
 // float64 is not served.
 namespace cuda {
-int64_t upsample_cross_entropy_parts(const UpsampleLossParams& params);
+int64_t upsample_cross_entropy_partials(const UpsampleLossParams& params);
 cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void* logits, const int64_t* target,
                                    const void* weight, void* lse, LabelType label_type, void* labels, double* sums,
                                    cudaStream_t stream);

@@ -2,6 +2,7 @@
 #include "upsample_softmax.h"
 
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include "dispatch.h"
 #include "upsample_checks.h"
@@ -9,15 +10,14 @@
 namespace pspfast {
 namespace {
 
-void launch_softmax(const UpsampleParams& params, const at::Tensor& logits, bool flip, bool add, double weight,
-                    at::Tensor& out) {
+void call_softmax(const UpsampleParams& params, const at::Tensor& logits, bool flip, bool add, double weight,
+                  at::Tensor& out) {
   if (out.numel() == 0) {
     return;
   }
   const at::Tensor dense = dense_logits(params, logits);
   const SoftmaxOutput output{out.stride(0), out.stride(1), out.stride(2), out.stride(3), flip, add, weight};
-  launch(logits, cpu::upsample_softmax, PSPFAST_CUDA(upsample_softmax), params, output, dense.const_data_ptr(),
-         out.mutable_data_ptr());
+  PSPFAST_RUN(logits, upsample_softmax, params, output, dense.const_data_ptr(), out.mutable_data_ptr());
 }
 
 at::Tensor upsample_softmax(const at::Tensor& logits, int64_t height, int64_t width, bool align_corners, bool flip,
@@ -25,7 +25,7 @@ at::Tensor upsample_softmax(const at::Tensor& logits, int64_t height, int64_t wi
   const UpsampleParams params = make_upsample_params("upsample_softmax", logits, height, width, align_corners);
   at::Tensor out =
       at::empty({params.batch, params.classes, height, width}, logits.options().dtype(sum_type(params.dtype)));
-  launch_softmax(params, logits, flip, /*add=*/false, weight, out);
+  call_softmax(params, logits, flip, /*add=*/false, weight, out);
   return out;
 }
 
@@ -39,12 +39,7 @@ void upsample_softmax_add(at::Tensor& out, const at::Tensor& logits, bool align_
   const UpsampleParams params = make_upsample_params(op, logits, out.size(2), out.size(3), align_corners);
   TORCH_CHECK_TYPE(out.scalar_type() == sum_type(params.dtype), op, ": out: expected ", sum_type(params.dtype),
                    ", got ", out.scalar_type());
-  launch_softmax(params, logits, flip, /*add=*/true, weight, out);
-}
-
-void implement(torch::Library& m) {
-  m.impl("upsample_softmax", &upsample_softmax);
-  m.impl("upsample_softmax_add", &upsample_softmax_add);
+  call_softmax(params, logits, flip, /*add=*/true, weight, out);
 }
 
 }  // namespace
@@ -58,6 +53,9 @@ TORCH_LIBRARY_FRAGMENT(pspfast, m) {
         {at::Tag::pt2_compliant_tag});
 }
 
-PSPFAST_IMPLEMENT(implement)
+PSPFAST_LIBRARY_IMPL(m) {
+  m.impl("upsample_softmax", &upsample_softmax);
+  m.impl("upsample_softmax_add", &upsample_softmax_add);
+}
 
 }  // namespace pspfast

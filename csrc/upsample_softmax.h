@@ -19,7 +19,7 @@ void upsample_softmax(const UpsampleParams& params, const SoftmaxOutput& output,
 }  // namespace cpu
 
 #ifdef PSPFAST_WITH_CUDA
-// As on the CPU, in float; it enqueues on `stream` and returns the launch's error, and float64 is not served.
+// As on the CPU, in float; enqueues on `stream` and returns the launch's error. float64 is not served.
 namespace cuda {
 cudaError_t upsample_softmax(const UpsampleParams& params, const SoftmaxOutput& output, const void* logits,
                              void* probabilities, cudaStream_t stream);

@@ -31,10 +31,10 @@ constexpr int64_t kTileInputs = 6, kTilePositions = kTileInputs * kTileInputs;
 // Channels that lie together in transformed tensors, a vector.
 constexpr int64_t kChannelBlock = 16;
 
-constexpr int64_t channel_blocks(int64_t channels) { return (channels + kChannelBlock - 1) / kChannelBlock; }
+constexpr int64_t channel_blocks(int64_t channels) { return ceil_div(channels, kChannelBlock); }
 
-// Elements of a position of a transformed weight, [O / 16, C, 16] with C and O rounded up. The last 16 are not used:
-// without them all positions would meet in one set of the cache.
+// Elements between two positions of a transformed weight. A position is [O / 16, C, 16] with C and O rounded up; the 16
+// elements behind it are not used: without them all positions would meet in one set of the cache.
 constexpr int64_t winograd_weight_stride(int64_t in_channels, int64_t out_channels) {
   return (channel_blocks(out_channels) * channel_blocks(in_channels) * kChannelBlock + 1) * kChannelBlock;
 }
@@ -45,7 +45,7 @@ struct WinogradWeight {
   const void* data;
   int64_t out_stride, in_stride, tap_stride;
   bool transposed;
-  // If not null, what winograd_weight made of it, and the others are not used.
+  // What winograd_weight made of it, or null. If it is there, the other members are not used.
   const float* transformed;
 };
 

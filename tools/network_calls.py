@@ -221,9 +221,7 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     yield call(
         "upsample_softmax, added",
         lambda: upsample_softmax.upsample_softmax_add(probabilities, logits, True, False, 1.0),
-        lambda: cuda_launches(
-            "upsample_softmax", "upsample_softmax", problem, output, *_pointers(2)
-        ),
+        lambda: cuda_launches(*["upsample_softmax"] * 2, problem, output, *_pointers(2)),
         moved,
         moved,
         probabilities.numel(),

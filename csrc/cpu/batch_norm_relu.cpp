@@ -1,15 +1,17 @@
 // batch_norm_relu on the CPU: how the rows are cut for threads. The loops are in batch_norm_relu.inl.
 #include "../batch_norm_relu.h"
 
-#include "memory.h"
-#include "tasks.h"
+#include "dispatch_dtype.h"
+#include "huge_pages.h"
+#include "parallel.h"
+#include "scratch.h"
 
 namespace pspfast::cpu {
 
 // Pointers to the first of some rows of each map, and the constants, padded to whole vectors.
 template <class T, class A>
 struct BatchNormRows {
-  const T* z;
+  const T* x;
   const T* residual;
   const A* mean;
   const A* scale;
@@ -41,7 +43,7 @@ struct Cut {
       : pixels(p.pixels),
         chunk(std::max<int64_t>(kChunk / p.channels, 1)),
         slices(std::min(kMostSlices, ceil_div(p.pixels, kSummedRows))),
-        padded(ceil_div(p.channels, baseline::kLanes) * baseline::kLanes) {}
+        padded(round_up(p.channels, baseline::kLanes)) {}
 
   int64_t begin(int64_t slice) const { return slice * pixels / slices; }
 
@@ -53,7 +55,7 @@ struct Cut {
   }
 };
 
-// [C] as whole vectors.
+// A copy of [C], with zeros up to whole vectors.
 template <class A>
 Scratch<A> padded_copy(const void* from, int64_t channels, int64_t padded) {
   auto copy = zeros<A>(padded);
@@ -68,28 +70,28 @@ class Inputs {
       : mean_(padded_copy<Acc<T>>(in.mean, channels, padded)),
         scale_(padded_copy<Acc<T>>(in.scale, channels, padded)),
         bias_(padded_copy<Acc<T>>(in.bias, channels, padded)),
-        z_(static_cast<const T*>(in.z)),
+        x_(static_cast<const T*>(in.x)),
         residual_(static_cast<const T*>(in.residual)) {}
 
-  // From the element on that is `offset` behind the first.
+  // Rows that begin `offset` elements behind the first.
   BatchNormRows<T, Acc<T>> at(int64_t offset) const {
-    return {z_ + offset, residual_ ? residual_ + offset : nullptr, mean_.get(), scale_.get(), bias_.get()};
+    return {x_ + offset, residual_ ? residual_ + offset : nullptr, mean_.get(), scale_.get(), bias_.get()};
   }
 
  private:
   Scratch<Acc<T>> mean_, scale_, bias_;
-  const T *z_, *residual_;
+  const T *x_, *residual_;
 };
 
 template <class T>
-void statistics(const BatchNormReluParams& p, const T* z, Acc<T>* mean, Acc<T>* var) {
+void statistics(const BatchNormReluParams& p, const T* x, Acc<T>* mean, Acc<T>* var) {
   const Cut cut(p);
   const auto means = zeros<double>(cut.slices * cut.padded), deviations = zeros<double>(cut.slices * cut.padded);
   parallel_tasks(cut.slices, [&] {
     return [&, chunk_mean = scratch<Acc<T>>(cut.padded), chunk_deviations = scratch<Acc<T>>(cut.padded)](int64_t s) {
       double count = 0;
       cut.for_each_chunk(s, cut.chunk, [&](int64_t row, int64_t rows) {
-        PSPFAST_CALL(row_moments, z + row * p.channels, rows, p.channels, chunk_mean.get(), chunk_deviations.get());
+        PSPFAST_CALL(row_moments, x + row * p.channels, rows, p.channels, chunk_mean.get(), chunk_deviations.get());
         PSPFAST_CALL(join_moments, count, &means[s * cut.padded], &deviations[s * cut.padded], double(rows),
                      chunk_mean.get(), chunk_deviations.get(), p.channels);
         count += rows;
@@ -121,11 +123,11 @@ void normalize(const BatchNormReluParams& p, const BatchNormReluInputs& in, T* o
 }
 
 template <class T>
-void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const Acc<T>* var, const T* grad, T* grad_z,
+void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const Acc<T>* var, const T* grad, T* grad_x,
               T* grad_residual, Acc<T>* grad_scale, Acc<T>* grad_bias) {
   const Cut cut(p);
   const Inputs<T> inputs(in, p.channels, cut.padded);
-  advise_huge_pages(grad_z, sizeof(T) * p.pixels * p.channels);
+  advise_huge_pages(grad_x, sizeof(T) * p.pixels * p.channels);
   if (grad_residual) advise_huge_pages(grad_residual, sizeof(T) * p.pixels * p.channels);
   const auto sums = zeros<double>(cut.slices * cut.padded), products = zeros<double>(cut.slices * cut.padded);
   parallel_tasks(cut.slices, [&] {
@@ -155,29 +157,29 @@ void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const
     mean_gradient[c] = static_cast<Acc<T>>(sum / p.pixels);
     slope[c] = static_cast<Acc<T>>(product / p.pixels / (var[c] + p.eps));
   }
-  // What is behind the ReLU has been written already where there is a residual.
+  // The residual's gradient, where there is one, is the gradient behind the ReLU already.
   const T* behind = grad_residual ? grad_residual : grad;
   const bool with_relu = p.relu && !grad_residual;
   parallel_tasks(cut.slices, [&] {
     return [&](int64_t s) {
       const int64_t first = cut.begin(s) * p.channels, rows = cut.begin(s + 1) - cut.begin(s);
       PSPFAST_CALL(input_gradients, inputs.at(first), behind + first, rows, p.channels, with_relu, mean_gradient.get(),
-                   slope.get(), grad_z + first);
+                   slope.get(), grad_x + first);
     };
   });
 }
 
 }  // namespace
 
-void batch_norm_statistics(const BatchNormReluParams& params, const void* z, void* mean, void* var) {
-  dispatch(params.dtype, [&](auto* type) {
+void batch_norm_statistics(const BatchNormReluParams& params, const void* x, void* mean, void* var) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    statistics(params, static_cast<const T*>(z), static_cast<Acc<T>*>(mean), static_cast<Acc<T>*>(var));
+    statistics(params, static_cast<const T*>(x), static_cast<Acc<T>*>(mean), static_cast<Acc<T>*>(var));
   });
 }
 
 void batch_norm_relu(const BatchNormReluParams& params, const BatchNormReluInputs& in, void* out) {
-  dispatch(params.dtype, [&](auto* type) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     normalize(params, in, static_cast<T*>(out));
   });
@@ -185,9 +187,9 @@ void batch_norm_relu(const BatchNormReluParams& params, const BatchNormReluInput
 
 void batch_norm_relu_backward(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* var,
                               const void* grad, const BatchNormReluGradients& grads) {
-  dispatch(params.dtype, [&](auto* type) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    backward(params, in, static_cast<const Acc<T>*>(var), static_cast<const T*>(grad), static_cast<T*>(grads.z),
+    backward(params, in, static_cast<const Acc<T>*>(var), static_cast<const T*>(grad), static_cast<T*>(grads.x),
              static_cast<T*>(grads.residual), static_cast<Acc<T>*>(grads.scale), static_cast<Acc<T>*>(grads.bias));
   });
 }

@@ -26,27 +26,27 @@ PSPFAST_INLINE Lanes<double> to_double(const A* p) {
 template <class A>
 void join_moments(double count, double* mean, double* deviations, double more, const A* more_mean,
                   const A* more_deviations, int64_t channels) {
-  const double share = more / (count + more);
+  const double fraction = more / (count + more);
   for (int64_t c = 0; c < channels; c += kLanes) {
     const Lanes<double> before = load(mean + c), delta = to_double(more_mean + c) - before;
-    store(mean + c, before + delta * share);
-    store(deviations + c, load(deviations + c) + to_double(more_deviations + c) + delta * delta * (count * share));
+    store(mean + c, before + delta * fraction);
+    store(deviations + c, load(deviations + c) + to_double(more_deviations + c) + delta * delta * (count * fraction));
   }
 }
 
 // Moments of a few rows, which stay in the cache for the second pass.
 template <class T>
-void row_moments(const T* z, int64_t rows, int64_t channels, Acc<T>* mean, Acc<T>* deviations) {
-  const int64_t padded = (channels + kLanes - 1) / kLanes * kLanes;
+void row_moments(const T* x, int64_t rows, int64_t channels, Acc<T>* mean, Acc<T>* deviations) {
+  const int64_t padded = round_up(channels, kLanes);
   std::fill_n(mean, padded, Acc<T>(0));
   std::fill_n(deviations, padded, Acc<T>(0));
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t c = 0; c < channels; c += kLanes) add_to(mean + c, load_some(z + row * channels + c, channels - c));
+    for (int64_t c = 0; c < channels; c += kLanes) add_to(mean + c, load_some(x + row * channels + c, channels - c));
   }
   for (int64_t c = 0; c < channels; c += kLanes) store(mean + c, load(mean + c) / Acc<T>(rows));
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t c = 0; c < channels; c += kLanes) {
-      const Lanes<Acc<T>> delta = load_some(z + row * channels + c, channels - c) - load(mean + c);
+      const Lanes<Acc<T>> delta = load_some(x + row * channels + c, channels - c) - load(mean + c);
       add_to(deviations + c, delta * delta);
     }
   }
@@ -57,7 +57,7 @@ using Rows = BatchNormRows<T, Acc<T>>;
 
 template <class T>
 PSPFAST_INLINE Lanes<Acc<T>> normalized(const Rows<T>& in, int64_t i, int64_t c, int64_t lanes) {
-  Lanes<Acc<T>> v = (load_some(in.z + i, lanes) - load(in.mean + c)) * load(in.scale + c) + load(in.bias + c);
+  Lanes<Acc<T>> v = (load_some(in.x + i, lanes) - load(in.mean + c)) * load(in.scale + c) + load(in.bias + c);
   if (in.residual) v += load_some(in.residual + i, lanes);
   return v;
 }
@@ -73,13 +73,13 @@ void normalize_rows(const Rows<T>& in, int64_t rows, int64_t channels, bool with
   }
 }
 
-// The gradient behind the ReLU, as torch's: of NaN, too.
+// The gradient behind the ReLU. Where the ReLU's input is NaN it is passed on, as torch does.
 template <class T>
 PSPFAST_INLINE Lanes<Acc<T>> behind_relu(const Rows<T>& in, const T* grad, int64_t i, int64_t c, int64_t lanes) {
   return select(normalized(in, i, c, lanes) <= 0, Lanes<Acc<T>>{}, load_some(grad + i, lanes));
 }
 
-// Adds the sums of g and of g * (z - mean), and writes g to grad_residual, if there is one.
+// Adds the sums of g and of g * (x - mean), and writes g to grad_residual, if there is one.
 template <class T>
 void sum_gradients(const Rows<T>& in, const T* grad, int64_t rows, int64_t channels, bool with_relu, T* grad_residual,
                    Acc<T>* sums, Acc<T>* products) {
@@ -89,21 +89,21 @@ void sum_gradients(const Rows<T>& in, const T* grad, int64_t rows, int64_t chann
       const Lanes<Acc<T>> g = with_relu ? behind_relu(in, grad, i, c, lanes) : load_some(grad + i, lanes);
       if (grad_residual) store_some(grad_residual + i, g, lanes);
       add_to(sums + c, g);
-      add_to(products + c, g * (load_some(in.z + i, lanes) - load(in.mean + c)));
+      add_to(products + c, g * (load_some(in.x + i, lanes) - load(in.mean + c)));
     }
   }
 }
 
-// scale * (g - mean_gradient - (z - mean) * slope)
+// scale * (g - mean_gradient - (x - mean) * slope)
 template <class T>
 void input_gradients(const Rows<T>& in, const T* grad, int64_t rows, int64_t channels, bool with_relu,
-                     const Acc<T>* mean_gradient, const Acc<T>* slope, T* grad_z) {
+                     const Acc<T>* mean_gradient, const Acc<T>* slope, T* grad_x) {
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t i = row * channels + c, lanes = channels - c;
       const Lanes<Acc<T>> g = with_relu ? behind_relu(in, grad, i, c, lanes) : load_some(grad + i, lanes);
-      const Lanes<Acc<T>> delta = load_some(in.z + i, lanes) - load(in.mean + c);
-      store_some(grad_z + i, load(in.scale + c) * (g - load(mean_gradient + c) - delta * load(slope + c)), lanes);
+      const Lanes<Acc<T>> delta = load_some(in.x + i, lanes) - load(in.mean + c);
+      store_some(grad_x + i, load(in.scale + c) * (g - load(mean_gradient + c) - delta * load(slope + c)), lanes);
     }
   }
 }

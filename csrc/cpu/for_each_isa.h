@@ -1,8 +1,8 @@
 // Compiles the file that PSPFAST_KERNELS names once per instruction set, each in a namespace of its own, and defines
-// PSPFAST_CALL(f, ...) to call f of the level that torch found at start-up (ATEN_CPU_CAPABILITY lowers it).
+// PSPFAST_CALL(f, ...) to call f of the instruction set that torch found at start-up (ATEN_CPU_CAPABILITY lowers it).
 //
-// The kernels are written with the vector types of vector.inl, sixteen lanes wide at every level; where registers are
-// shorter these are made of several. Other processors than x86-64 have one level, "baseline".
+// The kernels are written with the vector types of vector.inl, sixteen lanes wide whatever the instruction set; where
+// registers are shorter a vector is made of several. Other processors than x86-64 have one instruction set, "baseline".
 #include <ATen/Version.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
@@ -15,6 +15,8 @@
 #include <limits>
 #include <string_view>
 #include <type_traits>
+
+#include "../geometry.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -63,19 +65,19 @@ namespace pspfast::cpu::avx512 {
 PSPFAST_TARGET_END
 
 namespace pspfast::cpu {
-inline int level() {
-  static const int level = [] {
+inline int isa() {
+  static const int isa = [] {
     const std::string_view found = at::get_cpu_capability();
     return found == "AVX512" ? PSPFAST_AVX512 : found == "AVX2" ? PSPFAST_AVX2 : PSPFAST_BASELINE;
   }();
-  return level;
+  return isa;
 }
 }  // namespace pspfast::cpu
 
-#define PSPFAST_CALL(f, ...)                                          \
-  (::pspfast::cpu::level() == PSPFAST_AVX512 ? avx512::f(__VA_ARGS__) \
-   : ::pspfast::cpu::level() == PSPFAST_AVX2 ? avx2::f(__VA_ARGS__)   \
-                                             : baseline::f(__VA_ARGS__))
+#define PSPFAST_CALL(f, ...)                                        \
+  (::pspfast::cpu::isa() == PSPFAST_AVX512 ? avx512::f(__VA_ARGS__) \
+   : ::pspfast::cpu::isa() == PSPFAST_AVX2 ? avx2::f(__VA_ARGS__)   \
+                                           : baseline::f(__VA_ARGS__))
 #else
 #define PSPFAST_CALL(f, ...) baseline::f(__VA_ARGS__)
 #endif

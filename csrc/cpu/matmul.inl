@@ -2,8 +2,8 @@
 // factor is at [k / 16][m][k % 16], or, transposed, at [m / 16][k][m % 16]; element (k, n) of a right factor and (m, n)
 // of a product at [n / 16][k or m][n % 16], where blocks of 16 columns are a given distance apart.
 
-// Products that are summed one after another, before these sums are added: the error of a sum grows with its length.
-// The columns of a right factor that so many meet stay in a core's first-level cache, too.
+// This many products are summed one after another, before these sums are added: the error of a sum grows with its
+// length. The rows of a right factor that they take stay in a core's first-level cache, too.
 constexpr int64_t kSummed = 128;
 
 // Rows and vectors of columns that a step keeps in registers, with a row of the right factor beside them.
@@ -23,7 +23,7 @@ struct Matmul {
   const A* left;
   int64_t left_block;  // distance of the blocks of 16 k, or of 16 m if transposed
   const A* right;
-  int64_t right_block;  // distance of blocks of 16 columns
+  int64_t right_block;  // distance of the blocks of 16 columns
   A* product;
   int64_t product_row, product_block;
   int64_t depth;  // a multiple of 16 unless transposed
@@ -73,15 +73,16 @@ void multiply_up_to(int64_t rows, const Matmul<A>& m) {
   multiply_rows<A, kRows, kCols, false>(m);
 }
 
-// All rows, and a number of blocks of columns. A product of depth 0 is zero, and stored or added as any other.
+// Multiplies `rows` rows by `blocks` blocks of columns. A product of depth 0 is zero, and is stored or added as any
+// other.
 template <class A>
 void multiply(int64_t rows, int64_t blocks, const Matmul<A>& all) {
-  const int64_t parts = (rows + kMatmulRows - 1) / kMatmulRows;
+  const int64_t steps = (rows + kMatmulRows - 1) / kMatmulRows;
   for (int64_t block = 0; block < blocks; block += kMatmulCols) {
     for (int64_t k = 0; k == 0 || k < all.depth; k += kSummed) {
-      for (int64_t part = 0; part < parts; ++part) {
-        // Parts that differ by one row at most.
-        const int64_t begin = part * rows / parts, end = (part + 1) * rows / parts;
+      for (int64_t step = 0; step < steps; ++step) {
+        // The steps' numbers of rows differ by one at most.
+        const int64_t begin = step * rows / steps, end = (step + 1) * rows / steps;
         Matmul<A> m = all;
         m.left += k / kLanes * all.left_block + begin * kLanes;
         m.right += block * all.right_block + k * kLanes;
@@ -95,7 +96,7 @@ void multiply(int64_t rows, int64_t blocks, const Matmul<A>& all) {
   }
 }
 
-// The same with a transposed left factor, for a multiple of 16 rows.
+// Multiplies with a transposed left factor, for a multiple of 16 rows.
 template <class A>
 void multiply_transposed(int64_t rows, int64_t blocks, const Matmul<A>& all) {
   for (int64_t block = 0; block < blocks; block += kMatmulCols) {

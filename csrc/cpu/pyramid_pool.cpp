@@ -1,8 +1,10 @@
 // pyramid_pool on the CPU: how the work is cut for threads. The loops are in pyramid_pool.inl.
 #include "../pyramid_pool.h"
 
-#include "memory.h"
-#include "tasks.h"
+#include "dispatch_dtype.h"
+#include "huge_pages.h"
+#include "parallel.h"
+#include "scratch.h"
 
 #define PSPFAST_KERNELS "pyramid_pool.inl"
 #include "for_each_isa.h"
@@ -15,7 +17,7 @@ constexpr int64_t kLanes = baseline::kLanes;
 template <class T>
 using Acc = baseline::Acc<T>;
 
-// Channels of channels_last maps that one task takes: a row of at most 11 cells of them, in float, is 22 KB and
+// One task takes this many channels of channels_last maps: a row of at most 11 cells of them, in float, is 22 KB and
 // stays in a 32 KB L1 cache while the map streams by.
 constexpr int64_t kChannelBlock = 512;
 
@@ -34,15 +36,15 @@ void pool_contiguous(const PyramidPoolParams& p, const T* x, T* pooled) {
 }
 
 template <class T>
-void unpool_contiguous(const PyramidPoolParams& p, const T* grad, T* grad_x) {
+void pool_contiguous_backward(const PyramidPoolParams& p, const T* grad, T* grad_x) {
   const int64_t planes = p.batch * p.channels, plane = p.height * p.width, bins = p.cells.bin_count;
   parallel_tasks(ceil_div(planes, kLanes), [&] {
-    return
-        [&, bin = scratch<Acc<T>>(bins * kLanes), cell = scratch<Acc<T>>(p.cells.cols.count * kLanes)](int64_t task) {
-          const int64_t first = task * kLanes;
-          const int lanes = static_cast<int>(std::min(kLanes, planes - first));
-          PSPFAST_CALL(unpool_planes, p, grad + first * bins, lanes, grad_x + first * plane, bin.get(), cell.get());
-        };
+    return [&, bin = scratch<Acc<T>>(bins * kLanes),
+            cell = scratch<Acc<T>>(p.cells.cols.count * kLanes)](int64_t task) {
+      const int64_t first = task * kLanes;
+      const int lanes = static_cast<int>(std::min(kLanes, planes - first));
+      PSPFAST_CALL(pool_planes_backward, p, grad + first * bins, lanes, grad_x + first * plane, bin.get(), cell.get());
+    };
   });
 }
 
@@ -69,14 +71,14 @@ void pool_channels_last(const PyramidPoolParams& p, const T* x, T* pooled) {
 }
 
 template <class T>
-void unpool_channels_last(const PyramidPoolParams& p, const T* grad, T* grad_x) {
+void pool_channels_last_backward(const PyramidPoolParams& p, const T* grad, T* grad_x) {
   const int64_t image = p.height * p.width * p.channels, bins = p.cells.bin_count;
   const int64_t rows = p.cells.rows.count, cols = p.cells.cols.count, blocks = ceil_div(p.channels, kChannelBlock);
   parallel_tasks(p.batch * rows * blocks, [&] {
     return [&, bin = scratch<Acc<T>>(bins * kLanes), lane_cells = scratch<Acc<T>>(cols * kLanes),
             cells = scratch<T>(cols * kChannelBlock)](int64_t task) {
       const int64_t c0 = task % blocks * kChannelBlock, row_cell = task / blocks % rows, n = task / blocks / rows;
-      PSPFAST_CALL(unpool_row_of_cells, p, grad + n * bins * p.channels, static_cast<int>(row_cell), c0,
+      PSPFAST_CALL(sum_row_of_cells_backward, p, grad + n * bins * p.channels, static_cast<int>(row_cell), c0,
                    std::min(c0 + kChannelBlock, p.channels), grad_x + n * image, bin.get(), lane_cells.get(),
                    cells.get());
     };
@@ -86,7 +88,7 @@ void unpool_channels_last(const PyramidPoolParams& p, const T* grad, T* grad_x) 
 }  // namespace
 
 void pyramid_pool(const PyramidPoolParams& params, const void* x, void* pooled) {
-  dispatch(params.dtype, [&](auto* type) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     (params.channels_last ? pool_channels_last<T> : pool_contiguous<T>)(params, static_cast<const T*>(x),
                                                                         static_cast<T*>(pooled));
@@ -94,11 +96,12 @@ void pyramid_pool(const PyramidPoolParams& params, const void* x, void* pooled) 
 }
 
 void pyramid_pool_backward(const PyramidPoolParams& params, const void* grad_pooled, void* grad_x) {
-  dispatch(params.dtype, [&](auto* type) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     advise_huge_pages(grad_x, sizeof(T) * params.batch * params.channels * params.height * params.width);
-    (params.channels_last ? unpool_channels_last<T> : unpool_contiguous<T>)(params, static_cast<const T*>(grad_pooled),
-                                                                            static_cast<T*>(grad_x));
+    (params.channels_last
+         ? pool_channels_last_backward<T>
+         : pool_contiguous_backward<T>)(params, static_cast<const T*>(grad_pooled), static_cast<T*>(grad_x));
   });
 }
 

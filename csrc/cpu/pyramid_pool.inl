@@ -1,5 +1,5 @@
-// Loops of pyramid_pool on one thread, included once per instruction set. Both memory formats share the step between
-// cells and bins, sixteen channels wide; they differ in how a map is read and written.
+// Loops of pyramid_pool on one thread, included once per instruction set. The step between cells and bins, sixteen
+// channels wide, is the same for both memory formats; they differ in how a map is read and written.
 
 // The bins of sixteen channels from their cells: pooled[s] = sum of the bin's cells / its area.
 // Cell (i, j) lies at cells + (i * cols.count + j) * cell_stride, bin s at pooled + s * kLanes.
@@ -25,7 +25,7 @@ void combine_cells(const PyramidPoolParams& p, const A* cells, int64_t cell_stri
 // The gradient of one row of cells for sixteen channels: every bin that covers a cell hands it grad / area.
 // Cell j lies at cells + j * kLanes, bin s at grad + s * kLanes.
 template <class A>
-void spread_bins(const PyramidPoolParams& p, int row_cell, const A* grad, A* cells) {
+void combine_cells_backward(const PyramidPoolParams& p, int row_cell, const A* grad, A* cells) {
   const AxisCells &rows = p.cells.rows, &cols = p.cells.cols;
   std::fill_n(cells, cols.count * kLanes, A(0));
   for (int level = 0; level < p.cells.levels; ++level) {
@@ -36,9 +36,9 @@ void spread_bins(const PyramidPoolParams& p, int row_cell, const A* grad, A* cel
       }
       const A* bin = grad + (p.cells.bin_offset[level] + (u - axis) * b) * kLanes;
       for (int v = axis; v < axis + b; ++v, bin += kLanes) {
-        const Lanes<A> share = load(bin) / static_cast<A>(bin_area(p.cells, u, v));
+        const Lanes<A> of_pixel = load(bin) / static_cast<A>(bin_area(p.cells, u, v));
         for (int j = cols.begin[v]; j < cols.end[v]; ++j) {
-          store(cells + j * kLanes, load(cells + j * kLanes) + share);
+          store(cells + j * kLanes, load(cells + j * kLanes) + of_pixel);
         }
       }
     }
@@ -67,7 +67,7 @@ void sum_rows(const T* plane, int64_t begin, int64_t end, int64_t width, Acc<T>*
   }
 }
 
-// `lanes` <= 16 contiguous planes of x, one a lane. Scratch: cells [cells, 16], bins [S, 16], sums [W].
+// Pools `lanes` <= 16 contiguous planes of x, one a lane. Scratch: cells [cells, 16], bins [S, 16], sums [W].
 template <class T>
 void pool_planes(const PyramidPoolParams& p, const T* x, int lanes, T* pooled, Acc<T>* cells, Acc<T>* bins,
                  Acc<T>* sums) {
@@ -96,7 +96,8 @@ void pool_planes(const PyramidPoolParams& p, const T* x, int lanes, T* pooled, A
 
 // The gradient of `lanes` <= 16 contiguous planes. Scratch: bins [S, 16], cells [columns of cells, 16].
 template <class T>
-void unpool_planes(const PyramidPoolParams& p, const T* grad, int lanes, T* grad_x, Acc<T>* bins, Acc<T>* cells) {
+void pool_planes_backward(const PyramidPoolParams& p, const T* grad, int lanes, T* grad_x, Acc<T>* bins,
+                          Acc<T>* cells) {
   const AxisCells &rows = p.cells.rows, &cols = p.cells.cols;
   for (int lane = 0; lane < lanes; ++lane) {
     for (int s = 0; s < p.cells.bin_count; ++s) {
@@ -104,7 +105,7 @@ void unpool_planes(const PyramidPoolParams& p, const T* grad, int lanes, T* grad
     }
   }
   for (int i = 0; i < rows.count; ++i) {
-    spread_bins(p, i, bins, cells);
+    combine_cells_backward(p, i, bins, cells);
     for (int lane = 0; lane < lanes; ++lane) {
       T* first = grad_x + (lane * p.height + rows.edge[i]) * p.width;
       for (int j = 0; j < cols.count; ++j) {
@@ -117,7 +118,7 @@ void unpool_planes(const PyramidPoolParams& p, const T* grad, int lanes, T* grad
   }
 }
 
-// One row of cells of a channels_last image for the channels [c0, c1): cells + j * C holds cell j.
+// Sums one row of cells of a channels_last image for the channels [c0, c1): cells + j * C holds cell j.
 template <class T>
 void sum_row_of_cells(const PyramidPoolParams& p, const T* image, int row_cell, int64_t c0, int64_t c1, Acc<T>* cells) {
   const AxisCells &rows = p.cells.rows, &cols = p.cells.cols;
@@ -148,7 +149,8 @@ void sum_row_of_cells(const PyramidPoolParams& p, const T* image, int row_cell, 
   }
 }
 
-// The bins of the channels [c, c + lanes) of a channels_last image. Scratch: bins [S, 16], lane_cells [cells, 16].
+// Pools the channels [c, c + lanes) of a channels_last image. `cells` is [cells, C]. Scratch: bins [S, 16], lane_cells
+// [cells, 16].
 template <class T>
 void pool_channels(const PyramidPoolParams& p, const Acc<T>* cells, int64_t c, int64_t lanes, T* pooled, Acc<T>* bins,
                    Acc<T>* lane_cells) {
@@ -170,8 +172,8 @@ void pool_channels(const PyramidPoolParams& p, const Acc<T>* cells, int64_t c, i
 // The gradient of one row of cells of a channels_last image for the channels [c0, c1). Scratch: bins [S, 16],
 // lane_cells [columns of cells, 16], cells [columns of cells, c1 - c0].
 template <class T>
-void unpool_row_of_cells(const PyramidPoolParams& p, const T* grad, int row_cell, int64_t c0, int64_t c1, T* image,
-                         Acc<T>* bins, Acc<T>* lane_cells, T* cells) {
+void sum_row_of_cells_backward(const PyramidPoolParams& p, const T* grad, int row_cell, int64_t c0, int64_t c1,
+                               T* image, Acc<T>* bins, Acc<T>* lane_cells, T* cells) {
   const AxisCells &rows = p.cells.rows, &cols = p.cells.cols;
   const int64_t channels = c1 - c0;
   for (int64_t c = c0; c < c1; c += kLanes) {
@@ -179,7 +181,7 @@ void unpool_row_of_cells(const PyramidPoolParams& p, const T* grad, int row_cell
     for (int s = 0; s < p.cells.bin_count; ++s) {
       store(bins + s * kLanes, load(grad + s * p.channels + c, lanes));
     }
-    spread_bins(p, row_cell, bins, lane_cells);
+    combine_cells_backward(p, row_cell, bins, lane_cells);
     for (int j = 0; j < cols.count; ++j) {
       store(cells + j * channels + (c - c0), load(lane_cells + j * kLanes), lanes);
     }

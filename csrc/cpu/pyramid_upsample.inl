@@ -2,10 +2,10 @@
 // maps combine the sources of a row of the map first, sixteen channels wide, and contiguous maps the sources' columns,
 // sixteen pixels wide. Backward takes the same steps in the reverse order.
 
-// Vectors that are summed together: a tap is looked up once for all of them.
+// This many vectors are summed together: a tap is looked up once for all of them.
 constexpr int kVectors = 4;
 
-// sums[n] += weight * sources, over a position's taps. `sources` is [sources, k, stride].
+// Adds weight * source to sums[n] for all taps of a position. `sources` is [sources, k, stride].
 template <class A, int V>
 PSPFAST_INLINE void add_taps(Span<SourceTap<A>> taps, const A* sources, int64_t stride, Lanes<A> (&sums)[V]) {
   for (const auto& tap : taps) {
@@ -14,17 +14,18 @@ PSPFAST_INLINE void add_taps(Span<SourceTap<A>> taps, const A* sources, int64_t 
   }
 }
 
-// The transposed: sources += weight * values[n].
+// Adds weight * values[n] to the sources of all taps of a position.
 template <class A, int V>
-PSPFAST_INLINE void spread_taps(Span<SourceTap<A>> taps, const Lanes<A> (&values)[V], A* sources, int64_t stride) {
+PSPFAST_INLINE void add_taps_backward(Span<SourceTap<A>> taps, const Lanes<A> (&values)[V], A* sources,
+                                      int64_t stride) {
   for (const auto& tap : taps) {
     A* source = sources + tap.offset * stride;
     for (int n = 0; n < V; ++n) store(source + n * kLanes, load(source + n * kLanes) + tap.weight * values[n]);
   }
 }
 
-// Channels of neighbouring pixels are far apart: the hardware does not foresee them. This many pixels ahead hides the
-// latency of memory behind the sums.
+// Channels of neighbouring pixels are far apart, and the processor does not foresee them: they are fetched this many
+// pixels ahead, for the sums to hide the latency of memory.
 constexpr int kAhead = 4;
 
 template <int kWrite, class T>
@@ -42,9 +43,9 @@ PSPFAST_INLINE void for_each_vector(int64_t count, const F& f) {
   if (i < count) f(i, Constant<1>{}, count - i);
 }
 
-// `row` of a channels_last image for `count` channels. `map` and the epilogue's pointers point to the first of them, in
-// the row's first pixel. `values` is [S, k, k, stride], stride >= count a multiple of kVectors * 16. Scratch: combined
-// [sources of the levels, k, stride].
+// Upsamples `row` of a channels_last image for `count` channels. `map` and the epilogue's pointers point to the first
+// of them, in the row's first pixel. `values` is [S, k, k, stride], stride >= count a multiple of kVectors * 16.
+// Scratch: combined [sources of the levels, k, stride].
 template <class T>
 void upsample_row(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const AxisTaps<Acc<T>>& cols,
                   const Acc<T>* values, int64_t row, Levels levels, int64_t count, const Epilogue<T>& epilogue, T* map,
@@ -92,8 +93,9 @@ void upsample_row(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, 
 // The gradient of `count` channels of a channels_last image, to whose first channel and pixel `map` points: sums [S, k,
 // k, stride]. Scratch: combined as above.
 template <class T>
-void gather_channels(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const AxisTaps<Acc<T>>& cols,
-                     const T* map, Levels levels, int64_t count, Acc<T>* combined, Acc<T>* sums, int64_t stride) {
+void upsample_channels_backward(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows,
+                                const AxisTaps<Acc<T>>& cols, const T* map, Levels levels, int64_t count,
+                                Acc<T>* combined, Acc<T>* sums, int64_t stride) {
   using A = Acc<T>;
   const int k = p.kernel_size;
   std::fill(sums + first_value(p, levels.first) * stride, sums + first_value(p, levels.last) * stride, A(0));
@@ -109,7 +111,7 @@ void gather_channels(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& row
         for (int n = 0; n < V; ++n) {
           grad[n] = load(map + (row * p.width + col) * p.map_channels + i + n * kLanes, lanes...);
         }
-        spread_taps(taps, grad, sources + i, stride);
+        add_taps_backward(taps, grad, sources + i, stride);
       });
     }
     const A* source = combined;
@@ -129,9 +131,9 @@ void gather_channels(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& row
   }
 }
 
-// A contiguous plane. `values` [S, k, k, 16] holds its values in one of the sixteen lanes. `weights` is [sources of all
-// levels, k, stride], the weight of every column, stride >= W a multiple of kVectors * 16. Scratch: combined [sources
-// of the levels, k, stride].
+// Upsamples a contiguous plane. `values` [S, k, k, 16] holds its values in one of the sixteen lanes. `weights` is
+// [sources of all levels, k, stride], the weight of every column, stride >= W a multiple of kVectors * 16. Scratch:
+// combined [sources of the levels, k, stride].
 template <class T>
 void upsample_plane(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const Acc<T>* weights,
                     const Acc<T>* values, Levels levels, const Epilogue<T>& epilogue, T* map, Acc<T>* combined,
@@ -178,8 +180,8 @@ void upsample_plane(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows
 
 // The gradient of a contiguous plane, into one lane of grad_values [S, k, k, 16]. Arguments as above.
 template <class T>
-void gather_plane(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const Acc<T>* weights, const T* map,
-                  Levels levels, Acc<T>* grad_values, Acc<T>* combined, int64_t stride) {
+void upsample_plane_backward(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, const Acc<T>* weights,
+                             const T* map, Levels levels, Acc<T>* grad_values, Acc<T>* combined, int64_t stride) {
   using A = Acc<T>;
   const int k = p.kernel_size;
   std::fill_n(combined, axis_bins_of(p, levels) * k * stride, A(0));
@@ -190,7 +192,7 @@ void gather_plane(const PyramidUpsampleParams& p, const AxisTaps<Acc<T>>& rows, 
       constexpr int V = decltype(vectors)::value;
       Lanes<A> grad[V];
       for (int n = 0; n < V; ++n) grad[n] = load(map + row * p.width + j + n * kLanes, lanes...);
-      spread_taps(taps, grad, sources + j, stride);
+      add_taps_backward(taps, grad, sources + j, stride);
     });
   }
   const A* source = combined;

@@ -1,10 +1,10 @@
-// Tables of interpolation taps for the CPU kernels of upsample_cross_entropy and upsample_argmax.
+// Tables of interpolation taps for the CPU kernels of upsample_cross_entropy, upsample_argmax and upsample_softmax.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "../upsample.h"
-#include "tasks.h"
 
 namespace pspfast::cpu {
 
@@ -13,9 +13,9 @@ inline int64_t image_size(const UpsampleParams& p) { return p.classes * p.rows *
 // Positions of an axis of the image, by the source that they read at or before them.
 template <class A>
 struct AxisSegments {
-  std::vector<int32_t> low;    // of each position
-  std::vector<A> weight;       // of the source behind it, which the last source stands for itself
-  std::vector<int64_t> first;  // of each source, its first position; and the end
+  std::vector<int32_t> low;    // the source that each position reads
+  std::vector<A> weight;       // the weight of the source behind it; behind the last source lies itself
+  std::vector<int64_t> first;  // the first position of each source; and the end
 
   AxisSegments(int64_t size, int64_t sources, bool align_corners) : first(sources + 1, size) {
     for (int64_t position = 0; position < size; ++position) {

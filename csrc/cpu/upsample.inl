@@ -1,4 +1,4 @@
-// What the loops of upsample_cross_entropy and upsample_argmax share, included once per instruction set. Sixteen
+// Loops for upsample_cross_entropy, upsample_argmax and upsample_softmax, included once per instruction set. Sixteen
 // columns of the image are taken together. Two rows of logits are interpolated to these columns first, for all classes;
 // rows of the image that lie between the two are then a multiplication and an addition away, wherever they are needed.
 
@@ -10,8 +10,8 @@ template <class A>
 struct Columns {
   int64_t first, count;
   int64_t source, sources;            // the first that is read, and how many
-  int32_t low[kLanes], high[kLanes];  // of each column, counted from `source`
-  A weight[kLanes];                   // of `high`
+  int32_t low[kLanes], high[kLanes];  // the sources of each column, counted from `source`
+  A weight[kLanes];                   // the weight of `high`
 
   Columns(const UpsampleParams& p, const AxisSegments<A>& cols, int64_t first)
       : first(first), count(std::min(kLanes, p.width - first)), source(cols.low[first]) {
@@ -26,8 +26,8 @@ struct Columns {
   }
 };
 
-// expanded [classes, 16]: `row` of an image's classes [k, k + classes), interpolated to columns. `end` is the end of
-// all logits. Scratch: window [classes, 16].
+// Interpolates `row` of an image's classes [k, k + classes) to columns: expanded [classes, 16]. `end` is the end of all
+// logits. Scratch: window [classes, 16].
 template <class T>
 void expand_row(const UpsampleParams& p, const T* image, const T* end, int64_t row, int64_t k, int64_t classes,
                 const Columns<Acc<T>>& columns, Acc<T>* expanded, Acc<T>* window) {
@@ -70,7 +70,7 @@ struct Between {
   Lanes<A> at(int64_t k, A weight) const { return load(value + k * kLanes) + weight * load(step + k * kLanes); }
 };
 
-// Two rows of logits interpolated to columns, for rows between them. Scratch: buffer [3, classes, 16].
+// Interpolates two rows of logits to columns, for rows between them. Scratch: buffer [3, classes, 16].
 template <class T>
 Between<Acc<T>> expand_between(const UpsampleParams& p, const T* image, const T* end, int64_t row, int64_t k,
                                int64_t classes, const Columns<Acc<T>>& columns, Acc<T>* buffer) {
@@ -81,7 +81,7 @@ Between<Acc<T>> expand_between(const UpsampleParams& p, const T* image, const T*
   return {value, step, classes};
 }
 
-// Rows that are taken together, for loads of `value` and `step` to serve all of them.
+// This many rows are taken together, for loads of `value` and `step` to serve all of them.
 constexpr int kRows = 4;
 
 // The largest value and the first class that has it; NaN is not looked at.
@@ -103,7 +103,7 @@ PSPFAST_INLINE void find_largest(const Between<A>& between, const A* weights, La
   }
 }
 
-// Labels of `count` pixels from `pixel` on, count <= 16.
+// Stores the labels of `count` <= 16 pixels from `pixel` on.
 template <class V>
 PSPFAST_INLINE void store_labels(const LabelOutput& output, int64_t pixel, V label, int64_t count) {
   const auto store_as = [&](auto* labels) __attribute__((always_inline)) {

@@ -1,6 +1,9 @@
 // upsample_argmax on the CPU: how the work is cut for threads. The loops are in upsample_argmax.inl.
 #include "../upsample_argmax.h"
 
+#include "dispatch_dtype.h"
+#include "parallel.h"
+#include "scratch.h"
 #include "upsample.h"
 
 #define PSPFAST_KERNELS "upsample_argmax.inl"
@@ -30,7 +33,7 @@ void argmax(const UpsampleParams& p, const T* logits, LabelType type, void* labe
 }  // namespace
 
 void upsample_argmax(const UpsampleParams& params, const void* logits, LabelType label_type, void* labels) {
-  dispatch(params.dtype, [&](auto* type) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     argmax(params, static_cast<const T*>(logits), label_type, labels);
   });

@@ -1,7 +1,7 @@
 // Loops of upsample_argmax on one thread, included once per instruction set.
 #include "upsample.inl"
 
-// The image's rows that read row `source` of its logits, and the row behind it. `end` is the end of all logits.
+// Labels the image's rows that read row `source` of its logits and the row behind it. `end` is the end of all logits.
 // Scratch: buffer [3, K, 16].
 template <class T>
 void argmax_of_rows(const UpsampleParams& p, const AxisSegments<Acc<T>>& rows, const AxisSegments<Acc<T>>& cols,

@@ -4,24 +4,27 @@
 #include <limits>
 #include <numeric>
 
+#include "dispatch_dtype.h"
+#include "parallel.h"
+#include "scratch.h"
 #include "upsample.h"
 
 namespace pspfast::cpu {
 namespace {
 
-// Neighbours in a row of the image, as many as a vector of vector.inl has lanes.
+// Neighbours in a row of the image that are taken together, as many as a vector of vector.inl has lanes.
 constexpr int kBlock = 16;
 
 // An image and what its pixels are compared with.
 template <class T, class A>
 struct LossImage {
-  const T *logits, *end;  // of the image, and the end of all images'
+  const T *logits, *end;  // the image's logits, and the end of all images'
   const int64_t* target;
-  const A* weight;  // null, or of each class
+  const A* weight;  // [K], or null
   A weight_sum;
 };
 
-// What the gradient of these pixels is made of: with respect to class k, which has probability p,
+// The gradient of these pixels with respect to class k, which has probability p, is
 // all * p - (k is target) * one - u[k] * smooth. Without weights and smoothing only lse and target are used.
 template <class A>
 struct PixelBlock {
@@ -32,7 +35,7 @@ struct PixelBlock {
 // grad [classes, rows, cols] and three more, buffer [3, classes, 16], carry [classes, 16], column_weights [sources of
 // any sixteen columns and three more, 16], blocks [rows of the image that read one row of logits].
 template <class A>
-struct GatherScratch {
+struct BackwardScratch {
   Scratch<A> grad, buffer, carry, column_weights;
   Scratch<PixelBlock<A>> blocks;
 };
@@ -81,20 +84,20 @@ void loss_backward(const UpsampleLossParams& p, const T* logits, const int64_t* 
   using A = Acc<T>;
   const AxisSegments<A> rows(p.height, p.rows, p.align_corners), cols(p.width, p.cols, p.align_corners);
   const int64_t plane = p.rows * p.cols;
-  // Few classes a task, for what is expanded to stay in an L1 cache; where images do not share out evenly among
-  // threads, a few tasks a thread.
+  // A task takes few classes, for its expanded rows to stay in an L1 cache. Where the images cannot be dealt out evenly
+  // to the threads, a thread gets at least four tasks.
   constexpr int64_t kMostClasses = 32;
   const int64_t threads = at::get_num_threads();
   const int64_t tasks = p.batch % threads == 0 ? 1 : ceil_div(4 * threads, p.batch);
   const int64_t wanted = std::max(ceil_div(p.classes, kMostClasses), tasks);
-  const int64_t parts = std::min(p.classes, wanted), most = ceil_div(p.classes, parts);
-  parallel_tasks(p.batch * parts, [&] {
-    return [&, scratch = GatherScratch<A>{scratch<A>(most * plane + 3), scratch<A>(3 * most * kLanes),
-                                          scratch<A>(most * kLanes), scratch<A>((p.cols + 3) * kLanes),
-                                          scratch<PixelBlock<A>>(rows.longest())}](int64_t task) {
-      const int64_t n = task / parts, part = task % parts;
-      const int64_t first = p.classes * part / parts, classes = p.classes * (part + 1) / parts - first;
-      PSPFAST_CALL(gather_classes, std::bool_constant<kPlain>{}, p, rows, cols, first, classes,
+  const int64_t chunks = std::min(p.classes, wanted), most = ceil_div(p.classes, chunks);
+  parallel_tasks(p.batch * chunks, [&] {
+    return [&, scratch = BackwardScratch<A>{scratch<A>(most * plane + 3), scratch<A>(3 * most * kLanes),
+                                            scratch<A>(most * kLanes), scratch<A>((p.cols + 3) * kLanes),
+                                            scratch<PixelBlock<A>>(rows.longest())}](int64_t task) {
+      const int64_t n = task / chunks, chunk = task % chunks;
+      const int64_t first = p.classes * chunk / chunks, classes = p.classes * (chunk + 1) / chunks - first;
+      PSPFAST_CALL(loss_of_classes_backward, std::bool_constant<kPlain>{}, p, rows, cols, first, classes,
                    image_of(p, n, logits, target, weight), lse + n * p.height * p.width, scratch);
       T* to = grad_logits + n * image_size(p);
       for (int64_t k = 0; k < classes; ++k) {
@@ -109,11 +112,11 @@ void loss_backward(const UpsampleLossParams& p, const T* logits, const int64_t* 
 
 }  // namespace
 
-int64_t upsample_cross_entropy_parts(const UpsampleLossParams& params) { return params.batch * params.rows; }
+int64_t upsample_cross_entropy_partials(const UpsampleLossParams& params) { return params.batch * params.rows; }
 
 void upsample_cross_entropy(const UpsampleLossParams& params, const void* logits, const int64_t* target,
                             const void* weight, void* lse, LabelType label_type, void* labels, double* sums) {
-  dispatch(params.dtype, [&](auto* type) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     loss(params, static_cast<const T*>(logits), target, static_cast<const Acc<T>*>(weight), static_cast<Acc<T>*>(lse),
          label_type, labels, sums);
@@ -125,7 +128,7 @@ int64_t upsample_cross_entropy_workspace(const UpsampleLossParams&) { return 0; 
 void upsample_cross_entropy_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
                                      const void* weight, const void* lse, const void* scale, void* grad_logits,
                                      void* /* workspace */) {
-  dispatch(params.dtype, [&](auto* type) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     (params.label_smoothing == 0 && !weight
          ? loss_backward<T, true>

@@ -1,7 +1,7 @@
 // Loops of upsample_cross_entropy on one thread, included once per instruction set.
 #include "upsample.inl"
 
-// Targets of sixteen pixels that are not classes.
+// What stands for targets that are no classes.
 constexpr int32_t kIgnored = -1, kInvalid = -2;
 
 // The targets of `count` pixels from `target` on, count <= 16; the other lanes are ignored.
@@ -20,16 +20,15 @@ PSPFAST_INLINE Lanes<Integer<A>> load_target(const UpsampleLossParams& p, const 
   return convert<Integer<A>>(lanes);
 }
 
-// Asks for sixteen pixels that are soon needed: their rows are too many, or too far apart, for the processor to
-// foresee.
+// Fetches sixteen pixels that are soon needed: their rows are too many, or too far apart, for the processor to foresee.
 template <class A>
 PSPFAST_INLINE void prefetch_pixels(const int64_t* target, const A* lse, int64_t pixel) {
   for (const int64_t i : {int64_t{0}, kLanes / 2, kLanes - 1}) __builtin_prefetch(target + pixel + i);
   for (const int64_t i : {int64_t{0}, kLanes - 1}) __builtin_prefetch(lse + pixel + i);
 }
 
-// The image's rows that read row `source` of its logits, and the row behind it. sums [3]: losses, weights, invalid
-// targets. Scratch: buffer [3, K, 16].
+// Computes the loss of the image's rows that read row `source` of its logits and the row behind it. sums [3]: losses,
+// weights, invalid targets. Scratch: buffer [3, K, 16].
 template <class T>
 void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows, const AxisSegments<Acc<T>>& cols,
                   int64_t source, const LossImage<T, Acc<T>>& image, Acc<T>* lse, const LabelOutput& labels,
@@ -64,7 +63,7 @@ void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
         const Lanes<A> of_pixel = largest[r] + log_of_positive(sum[r]);
         columns.count == kLanes ? store(lse + pixel, of_pixel) : store(lse + pixel, of_pixel, columns.count);
         const auto target = load_target<A>(p, image.target + pixel, columns.count);
-        // Of what is no target, which is left out below, the first class.
+        // The first class stands in for what is no target, which is left out below.
         const auto k = select(target >= 0, target, Lanes<Integer<A>>{});
         const auto element = k * kLanes + lane_numbers<Integer<A>>();
         const Lanes<A> value = gather(between.value, element) + weights[r] * gather(between.step, element);
@@ -84,7 +83,7 @@ void loss_of_rows(const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
   sums[2] = static_cast<double>(sum(invalid));
 }
 
-// `count` pixels of a row of the image from `pixel` on, count <= 16.
+// Fills a block from `count` <= 16 pixels of a row of the image from `pixel` on.
 template <bool kPlain, class T, class A>
 PSPFAST_INLINE void fill_block(const UpsampleLossParams& p, const LossImage<T, A>& image, const A* lse, int64_t pixel,
                                int64_t count, PixelBlock<A>& block) {
@@ -108,9 +107,10 @@ PSPFAST_INLINE void fill_block(const UpsampleLossParams& p, const LossImage<T, A
 // scratch.grad: the gradient of classes [first_class, first_class + classes) of an image, without the scale. Each of
 // the logits gathers its pixels. kPlain: without weights and smoothing.
 template <bool kPlain, class T>
-void gather_classes(std::bool_constant<kPlain>, const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
-                    const AxisSegments<Acc<T>>& cols, int64_t first_class, int64_t classes,
-                    const LossImage<T, Acc<T>>& image, const Acc<T>* lse, const GatherScratch<Acc<T>>& scratch) {
+void loss_of_classes_backward(std::bool_constant<kPlain>, const UpsampleLossParams& p, const AxisSegments<Acc<T>>& rows,
+                              const AxisSegments<Acc<T>>& cols, int64_t first_class, int64_t classes,
+                              const LossImage<T, Acc<T>>& image, const Acc<T>* lse,
+                              const BackwardScratch<Acc<T>>& scratch) {
   using A = Acc<T>;
   A* const column_weights = scratch.column_weights.get();
   A* const carry = scratch.carry.get();
@@ -135,7 +135,7 @@ void gather_classes(std::bool_constant<kPlain>, const UpsampleLossParams& p, con
       for (int64_t k = 0; k < classes; ++k) {
         const auto own = Lanes<Integer<A>>{} + static_cast<Integer<A>>(first_class + k);
         const A of_class = image.weight ? image.weight[first_class + k] : A(1);
-        // Of both rows of logits, and of the row behind.
+        // Sums of gradients for both rows of logits, and for the row behind.
         Lanes<A> both = {}, behind = {};
         for (int64_t r = 0; r < count; ++r) {
           const PixelBlock<A>& of_row = scratch.blocks[r];

@@ -1,6 +1,9 @@
 // upsample_softmax on the CPU: how the work is cut for threads. The loops are in upsample_softmax.inl.
 #include "../upsample_softmax.h"
 
+#include "dispatch_dtype.h"
+#include "parallel.h"
+#include "scratch.h"
 #include "upsample.h"
 
 #define PSPFAST_KERNELS "upsample_softmax.inl"
@@ -31,7 +34,7 @@ void softmax(const UpsampleParams& p, const SoftmaxOutput& output, const T* logi
 
 void upsample_softmax(const UpsampleParams& params, const SoftmaxOutput& output, const void* logits,
                       void* probabilities) {
-  dispatch(params.dtype, [&](auto* type) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     softmax(params, output, static_cast<const T*>(logits), static_cast<Acc<T>*>(probabilities));
   });

@@ -3,8 +3,8 @@
 
 constexpr int32_t kReversed[kLanes] = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
 
-// The image's rows that read row `source` of its logits, and the row behind it. `end` is the end of all logits,
-// `probabilities` the image's. Scratch: buffer [4, K, 16].
+// Writes probabilities of the image's rows that read row `source` of its logits and the row behind it. `end` is the end
+// of all logits, and `probabilities` points to the image's. Scratch: buffer [4, K, 16].
 template <class T>
 void softmax_of_rows(const UpsampleParams& p, const SoftmaxOutput& output, const AxisSegments<Acc<T>>& rows,
                      const AxisSegments<Acc<T>>& cols, int64_t source, const T* image, const T* end,
@@ -15,7 +15,7 @@ void softmax_of_rows(const UpsampleParams& p, const SoftmaxOutput& output, const
     const Columns<A> columns(p, cols, first);
     const Between<A> between = expand_between(p, image, end, source, 0, p.classes, columns, buffer);
     for (int64_t row = rows.first[source]; row < rows.first[source + 1]; ++row) {
-      // In the order of the output.
+      // The columns in the output's order.
       const int64_t col = output.flip ? p.width - first - columns.count : first;
       A* const to = probabilities + row * output.row_stride + col * output.col_stride;
       // Classes lie far apart: their memory is asked for before it is needed, where the columns before have not been.

@@ -1,7 +1,10 @@
-// Sixteen lanes of float or double, loaded from and stored to any element type. Included by for_each_isa.h once
-// per instruction set, inside that level's namespace; hence no include and no guard.
+// Sixteen lanes of float or double, loaded from and stored to any element type. for_each_isa.h includes this file once
+// per instruction set, inside a namespace of that instruction set; hence no include and no guard.
 
 constexpr int64_t kLanes = 16;
+
+template <int V>
+using Constant = std::integral_constant<int, V>;
 
 // Sums are kept in float, for double in double.
 template <class T>

@@ -1,8 +1,9 @@
 // The layout of transformed tensors, and how the CPU kernels of winograd_* go through tiles and channels.
 #pragma once
 
+#include <algorithm>
+
 #include "../winograd.h"
-#include "tasks.h"
 
 namespace pspfast::cpu {
 
@@ -46,16 +47,6 @@ void for_each_even_chunk(int64_t size, int64_t most, const F& f) {
 template <class F>
 void for_each_step(int64_t size, int64_t step, const F& f) {
   for (int64_t begin = 0; begin < size; begin += step) f(begin, std::min(step, size - begin));
-}
-
-// Calls f with a null pointer of the element type; there is no float64.
-template <class F>
-void dispatch_without_double(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat16: return f(static_cast<c10::Half*>(nullptr));
-    case DType::kBFloat16: return f(static_cast<c10::BFloat16*>(nullptr));
-    default: return f(static_cast<float*>(nullptr));
-  }
 }
 
 }  // namespace pspfast::cpu

@@ -95,7 +95,7 @@ PSPFAST_INLINE void transform(const From& from, const To& to) {
 // Tiles whose transformed tensors of 256 channels take half a megabyte, in whole steps of the product.
 inline int64_t few_tiles() { return 14 / kMatmulRows * kMatmulRows; }
 
-// Where a tile lies: its first output, and its map.
+// The map in which a tile lies, and the position of its first output.
 struct Tile {
   int64_t image, row, col;
 };
@@ -106,9 +106,9 @@ inline Tile find_tile(const WinogradParams& p, int64_t tile) {
           tile_begin(tile % cols, p.width, p.dilation)};
 }
 
-// Channels [channel, channel + 16 blocks) of the pixels of a tile from `first` on (-1: with the pixels before it),
-// transformed and stored at to[block * block_stride + position * position_stride]. Outside the map and behind the last
-// channel is zero.
+// Transforms the channels [channel, channel + 16 blocks) of a tile's pixels, from pixel kFirst on (-1: with the pixels
+// before the tile), and stores them at to[block * block_stride + position * position_stride]. Outside the map and
+// behind the last channel is zero.
 template <class Transform, int kFirst, class T>
 void transform_tile(const WinogradParams& p, const T* map, int64_t channels, int64_t tile, int64_t channel,
                     int64_t blocks, float* to, int64_t block_stride, int64_t position_stride) {
@@ -150,7 +150,7 @@ void transform_grad_output(const WinogradParams& p, const T* grad, int64_t tile,
                                          position_stride);
 }
 
-// The reverse: products of channels [channel, channel + 16 blocks), in memory as transform_tile stores, to a tile of
+// Transforms products of the channels [channel, channel + 16 blocks), in memory as transform_tile stores, to a tile of
 // the output.
 template <class T>
 void transform_output(const WinogradParams& p, const float* products, int64_t tile, int64_t channel, int64_t blocks,
@@ -175,7 +175,8 @@ void transform_output(const WinogradParams& p, const float* products, int64_t ti
   }
 }
 
-// Sixteen filters, a lane each: w[first + lane, row, tap].
+// Transforms one input channel of sixteen filters, a lane each; `weight` points to the first filter's, and filters
+// behind `lanes` are zero.
 template <class T>
 void transform_weight(const T* weight, int64_t lane_stride, int64_t tap_stride, bool reversed, int64_t lanes, float* to,
                       int64_t position_stride) {
@@ -189,6 +190,8 @@ void transform_weight(const T* weight, int64_t lane_stride, int64_t tap_stride, 
       [&](int i, int j, Lanes<float> v) { store(to + (i * kTileInputs + j) * position_stride, v); });
 }
 
+// Transforms one input channel's products of sixteen output channels to the gradient of their weights, of the first
+// `lanes` of them.
 inline void transform_grad_weight(const float* products, int64_t position_stride, bool add, int64_t lane_stride,
                                   int64_t tap_stride, int64_t lanes, float* grad_weight) {
   transform<GradWeightTransform>([&](int i, int j) { return load(products + (i * kTileInputs + j) * position_stride); },

@@ -1,5 +1,8 @@
 // winograd_conv2d on the CPU: how the work is cut for caches and threads. The loops are in winograd.inl and matmul.inl.
-#include "memory.h"
+#include "dispatch_dtype.h"
+#include "huge_pages.h"
+#include "parallel.h"
+#include "scratch.h"
 #include "winograd.h"
 
 #define PSPFAST_KERNELS "winograd.inl"
@@ -57,7 +60,7 @@ class Convolution {
     const int64_t in_blocks = channel_blocks(p_.in_channels), out_blocks = channel_blocks(p_.out_channels);
     const auto room = weight_scratch(out_blocks, in_blocks);
     const Transformed weight = make_weight(0, out_blocks, 0, in_blocks, room.get());
-    // Every thread gets as many tasks.
+    // All threads get equally many tasks.
     const int64_t threads = at::get_num_threads();
     const int64_t tasks =
         std::min(p_.tiles(), ceil_div(ceil_div(p_.tiles(), PSPFAST_CALL(few_tiles)), threads) * threads);
@@ -160,7 +163,7 @@ class Convolution {
 
 void winograd_conv2d(const WinogradParams& params, const void* x, const WinogradWeight& weight,
                      const WinogradEpilogue& epilogue, void* out) {
-  dispatch_without_double(params.dtype, [&](auto* type) {
+  dispatch_dtype_but_double(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     Convolution<T>(params, static_cast<const T*>(x), weight, epilogue, static_cast<T*>(out)).run();
   });

@@ -1,5 +1,7 @@
 // winograd_weight on the CPU: filters are transformed in parallel. The loops are in winograd.inl.
-#include "memory.h"
+#include "dispatch_dtype.h"
+#include "huge_pages.h"
+#include "parallel.h"
 #include "winograd.h"
 
 #define PSPFAST_KERNELS "winograd.inl"
@@ -41,7 +43,7 @@ void winograd_weight(const WinogradParams& params, const WinogradWeight& weight,
   // The room between positions is not read, but written files should not depend on what was in memory.
   for (int64_t i = 1; i <= kTilePositions; ++i)
     std::fill_n(transformed + i * stride - kChannelBlock, kChannelBlock, 0.f);
-  dispatch_without_double(params.dtype, [&](auto* type) {
+  dispatch_dtype_but_double(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     transform_weight<T>(params, weight, 0, 0,
                         {transformed, channel_blocks(params.out_channels), rows, rows * kChannelBlock, stride});

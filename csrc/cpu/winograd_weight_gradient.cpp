@@ -1,5 +1,8 @@
 // winograd_weight_gradient on the CPU: how the work is cut for caches and threads. The loops are in winograd.inl and
 // matmul.inl.
+#include "dispatch_dtype.h"
+#include "parallel.h"
+#include "scratch.h"
 #include "winograd.h"
 
 #define PSPFAST_KERNELS "winograd.inl"
@@ -93,7 +96,7 @@ class WeightGradient {
 
 void winograd_weight_gradient(const WinogradParams& params, const void* x, const void* grad, bool channels_last,
                               float* grad_weight) {
-  dispatch_without_double(params.dtype, [&](auto* type) {
+  dispatch_dtype_but_double(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     WeightGradient<T>(params, static_cast<const T*>(x), static_cast<const T*>(grad), channels_last, grad_weight).run();
   });

@@ -1,4 +1,4 @@
-// What a launch needs beyond plain C++. A host that runs kernels without a GPU brings its own cuda_runtime_api.h,
+// The launch of a kernel, and limits of it. A host that runs kernels without a GPU brings its own cuda_runtime_api.h,
 // which defines the macros first.
 #pragma once
 

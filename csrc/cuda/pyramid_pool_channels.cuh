@@ -11,7 +11,7 @@ namespace pspfast::cuda {
 
 constexpr int kChannelThreads = 128;
 constexpr int kChannelWarps = kChannelThreads / kWarpSize;
-// Resident on a multiprocessor: leaves a thread 64 registers, enough for kBatch loads of 16 bytes.
+// Blocks resident on a multiprocessor: so many leave a thread 64 registers, enough for kBatch loads of 16 bytes.
 constexpr int kChannelBlocks = 8;
 // Loads of a thread in flight.
 constexpr int kBatch = 4;
@@ -21,7 +21,7 @@ constexpr int64_t kEnoughBlocks = 512;
 // How channel_* kernels cut the work: a block takes `lanes` x Size channels of one image, Size of them a lane.
 struct ChannelPlan {
   int lanes;
-  int64_t chunks;  // of channels, an image
+  int64_t chunks;  // chunks of channels of an image
   bool by_cell;    // forward: the sums of all cells fit into shared memory, so that x is read once
 };
 
@@ -35,7 +35,7 @@ ChannelPlan make_channel_plan(const PyramidPoolParams& params, int64_t blocks_pe
   // 128 consecutive bytes with 16 a lane, 64 or 128 with single elements; never less than a sector of 32 or 16.
   int lanes = Size > 1 ? 8 : kWarpSize;
   const int least = Size > 1 ? 2 : 8;
-  const auto chunks = [&] { return (params.channels + lanes * Size - 1) / (lanes * Size); };
+  const auto chunks = [&] { return ceil_div(params.channels, lanes * Size); };
   const auto fits = [&] { return cell_bytes<Size>(params, lanes) <= kMaxSharedBytes; };
   while (lanes > least && params.batch * chunks() * blocks_per_chunk < kEnoughBlocks) lanes /= 2;
   while (needs_cells && lanes > 1 && !fits()) lanes /= 2;
@@ -45,7 +45,7 @@ ChannelPlan make_channel_plan(const PyramidPoolParams& params, int64_t blocks_pe
 // A thread's place in a channel_* block.
 template <int Size>
 struct ChannelLane {
-  int warp, lane, slot, slots;  // slots share the pixels of a rectangle
+  int warp, lane, slot, slots;  // each slot takes every slots-th pixel of a rectangle
   int64_t image, channel;       // first of the thread's Size channels
 
   __device__ ChannelLane(const ChannelPlan& plan, int64_t block)
@@ -111,6 +111,7 @@ __device__ inline void sum_pixels(const PyramidPoolParams& params, const T* imag
   }
 }
 
+// Pools channels_last maps: x [N, H, W, C] and pooled [N, S, C] in memory.
 template <typename T, int Size>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     channel_fwd_kernel(const __grid_constant__ PyramidPoolParams params, const __grid_constant__ ChannelPlan plan,
@@ -168,7 +169,8 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
   }
 }
 
-// A block takes one band of rows: the gradient is constant in each of its cells.
+// The gradient of channels_last maps: grad_pooled [N, S, C] and grad_x [N, H, W, C] in memory. A block takes one band
+// of rows: the gradient is constant in each of its cells.
 template <typename T, int Size>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     channel_bwd_kernel(const __grid_constant__ PyramidPoolParams params, const __grid_constant__ ChannelPlan plan,

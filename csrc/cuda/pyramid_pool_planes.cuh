@@ -69,6 +69,7 @@ __device__ inline void copy_run(const T* __restrict__ from, T* __restrict__ to, 
   if (last >= first && tail < end) to[tail] = from[tail];
 }
 
+// Pools contiguous planes: x [N, C, H, W], pooled [N, C, S]. A block takes a plane at a time.
 template <typename T>
 __global__ void __launch_bounds__(kPlaneThreads)
     plane_fwd_kernel(const __grid_constant__ PyramidPoolParams params, const __grid_constant__ PlanePlan plan,
@@ -130,6 +131,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
   }
 }
 
+// The gradient of contiguous planes: grad_pooled [N, C, S], grad_x [N, C, H, W]. A block takes a plane at a time.
 template <typename T>
 __global__ void __launch_bounds__(kPlaneThreads)
     plane_bwd_kernel(const __grid_constant__ PyramidPoolParams params, const __grid_constant__ PlanePlan plan,

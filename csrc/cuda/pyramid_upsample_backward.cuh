@@ -11,13 +11,13 @@ namespace pspfast::cuda {
 template <typename T, int Size, bool ChannelsLast>
 constexpr int kBwdChannels = ChannelsLast ? Size : kVectorSize<T>;
 
-// Contiguous maps are copied to shared memory first, channels innermost: of a pixel, a thread's are one vector. Where
-// it lies in its row, in vectors: neighbouring threads write each 8th, which would meet in the same banks if the row
-// did not leave out one behind 8. kPixels pixels lie between two such gaps.
+// Contiguous maps are copied to shared memory first, channels innermost: a thread's channels of a pixel are one vector.
+// This is the vector's place in its row: neighbouring threads write each 8th, which would meet in the same banks if the
+// row did not leave out one behind 8. kPixels pixels lie between two such gaps.
 constexpr int kTileRun = 8;
 __host__ __device__ inline int tile_position(int vector) { return vector + vector / kTileRun; }
 
-// Of a row, in vectors: neighbouring threads read neighbouring rows, from as many banks at an odd distance.
+// The distance of rows, in vectors: neighbouring threads read neighbouring rows, from as many banks at an odd distance.
 __host__ __device__ inline int tile_stride(const UpsamplePlan& plan) {
   return (tile_position(plan.cols * plan.lanes - 1) + 1) | 1;
 }
@@ -38,9 +38,9 @@ UpsamplePlan make_bwd_plan(const PyramidUpsampleParams& params) {
   plan.run_taps = kPixels;
   for (plan.lanes = kMostLanes<kChannels, ChannelsLast>;; plan.lanes /= 2) {
     cut_channels(params, plan.lanes * kChannels, plan);
-    plan.blocks = params.batch * plan.shares;
+    plan.blocks = params.batch * plan.slices;
     if (plan.lanes > kLeastLanes<kChannels, ChannelsLast> && plan.blocks < kEnoughUpsampleBlocks) continue;
-    // As many as give every thread a row and a kernel column of a level.
+    // So many rows give every thread a row and a kernel column of a level.
     const int tasks = plan.levels * params.kernel_size * plan.lanes;
     plan.rows = static_cast<int>(std::min<int64_t>(params.height, std::max(1, kUpsampleThreads / tasks)));
     for (;; plan.rows = (plan.rows + 1) / 2) {
@@ -82,7 +82,7 @@ struct Sinks {
   }
 };
 
-// What a block works on: `rows` x `cols` pixels of an image.
+// A block works on `rows` x `cols` pixels of an image.
 struct GradTile {
   int row, col, rows, cols;
 };
@@ -90,8 +90,8 @@ struct GradTile {
 // Copies contiguous planes to the tile; `pixels` are its first pixel at the block's first channel. A thread takes
 // Pixels neighbours in memory, of Size channels.
 template <typename T, int Size, int Pixels>
-__device__ inline void load_tile(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
-                                 const GradTile& at, const T* __restrict__ pixels, T* tile) {
+__device__ inline void load_tile(const PyramidUpsampleParams& params, const UpsamplePlan& plan,
+                                 const ChannelSlice& slice, const GradTile& at, const T* __restrict__ pixels, T* tile) {
   const int64_t plane = params.height * params.width;
   const int vectors = at.rows * at.cols / Pixels;
   for (int task = threadIdx.x; task < vectors * plan.lanes; task += kUpsampleThreads) {
@@ -101,7 +101,7 @@ __device__ inline void load_tile(const PyramidUpsampleParams& params, const Upsa
     Vector<T, Pixels> planes[Size] = {};
 #pragma unroll
     for (int i = 0; i < Size; ++i) {
-      if (lane * Size + i < share.channels) planes[i] = load<Pixels>(from + i * plane);
+      if (lane * Size + i < slice.channels) planes[i] = load<Pixels>(from + i * plane);
     }
 #pragma unroll
     for (int run = 0; run < Pixels; run += kRun<Pixels>) {
@@ -119,23 +119,23 @@ __device__ inline void load_tile(const PyramidUpsampleParams& params, const Upsa
   }
 }
 
-// sums [rows, entries, channels of the block] sums columns, those of earlier tiles of the band included.
+// Sums columns into sums [rows, entries, channels of the block], which hold those of earlier tiles of the band.
 // pixels_at(row, col, channel) points to the first of kPixels pixels, col_stride apart.
 template <typename T, int Size, typename Stride, typename PixelsAt>
-__device__ inline void sum_columns(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
-                                   const GradTile& at, const AxisTap* col_taps, PixelsAt pixels_at, Stride col_stride,
-                                   float* sums) {
+__device__ inline void sum_columns(const PyramidUpsampleParams& params, const UpsamplePlan& plan,
+                                   const ChannelSlice& slice, const GradTile& at, const AxisTap* col_taps,
+                                   PixelsAt pixels_at, Stride col_stride, float* sums) {
   const int k = params.kernel_size;
   const int block_channels = plan.lanes * Size;
   const int bin_stride = k * block_channels;
   for (int task = threadIdx.x; task < at.rows * plan.levels * k * plan.lanes; task += kUpsampleThreads) {
     const int within = task % plan.lanes * Size;
-    if (within >= share.channels) continue;
+    if (within >= slice.channels) continue;
     const int kx = task / plan.lanes % k;
     const int level = task / (plan.lanes * k) % plan.levels;
     const int row = task / (plan.lanes * k * plan.levels);
-    const int bins = params.bins[share.begin + level];
-    const int first_bin = row * share.axis_bins + params.axis_offset[share.begin + level] - share.axis_begin;
+    const int bins = params.bins[slice.begin + level];
+    const int first_bin = row * slice.axis_bins + params.axis_offset[slice.begin + level] - slice.axis_begin;
     float* to = sums + (first_bin * k + kx) * block_channels + within;
     if (at.col == 0) {
       for (int bin = 0; bin < bins; ++bin) store_floats<false>(to + bin * bin_stride, Vector<float, Size>{});
@@ -158,20 +158,21 @@ __device__ inline void sum_columns(const PyramidUpsampleParams& params, const Up
   }
 }
 
-// Adds the sums of a band to the output, where they belong to the same thread in every band. `grad_values` are the
-// image's at the block's first channel.
+// Adds the sums of a band to the output, where they belong to the same thread in every band. `grad_values` points to
+// the image's at the block's first channel.
 template <int Size, int Width>
-__device__ inline void sum_rows(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
-                                const GradTile& at, const AxisTap* row_taps, const float* sums, float* grad_values) {
+__device__ inline void sum_rows(const PyramidUpsampleParams& params, const UpsamplePlan& plan,
+                                const ChannelSlice& slice, const GradTile& at, const AxisTap* row_taps,
+                                const float* sums, float* grad_values) {
   const int k = params.kernel_size;
-  const int entries = share.axis_bins * k;
+  const int entries = slice.axis_bins * k;
   const int block_channels = plan.lanes * Size;
   const int columns = block_channels / Width;
   for (int task = threadIdx.x; task < entries * columns; task += kUpsampleThreads) {
     const int within = task % columns * Width;
-    if (within >= share.channels) continue;
+    if (within >= slice.channels) continue;
     const int e = task / columns;
-    const Entry entry = entry_at(params, share, e);
+    const Entry entry = entry_at(params, slice, e);
     float* to = grad_values + entry.offset + within;
     const AxisTap* taps = row_taps + entry.level * plan.row_stride;
     for (int ky = 0; ky < k; ++ky, to += k * params.channels) {
@@ -188,6 +189,8 @@ __device__ inline void sum_rows(const PyramidUpsampleParams& params, const Upsam
   }
 }
 
+// The gradient of the values: grad_map [N, map_channels, H, W], in memory [N, H, W, map_channels] if ChannelsLast, and
+// grad_values [N, S, k, k, channels].
 template <typename T, int Size, bool ChannelsLast>
 __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
     upsample_bwd_kernel(const __grid_constant__ PyramidUpsampleParams params, const __grid_constant__ UpsamplePlan plan,
@@ -201,39 +204,39 @@ __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
   const int height = static_cast<int>(params.height);
   const int width = static_cast<int>(params.width);
   for (int64_t block = blockIdx.x; block < plan.blocks; block += gridDim.x) {
-    const Share share(params, plan, block % plan.shares, block_channels);
-    const int64_t image = block / plan.shares;
-    T* tile = reinterpret_cast<T*>(sums + plan.rows * share.axis_bins * params.kernel_size * block_channels);
+    const ChannelSlice slice(params, plan, block % plan.slices, block_channels);
+    const int64_t image = block / plan.slices;
+    T* tile = reinterpret_cast<T*>(sums + plan.rows * slice.axis_bins * params.kernel_size * block_channels);
     float* image_values = grad_values +
                           image * params.bin_count * params.kernel_size * params.kernel_size * params.channels +
-                          share.channel;
+                          slice.channel;
     GradTile at{};
     for (at.row = 0; at.row < height; at.row += plan.rows) {
       at.rows = min(plan.rows, height - at.row);
-      fill_taps(params, share, at.row, height, kPixels, plan.row_stride, row_taps);
+      fill_taps(params, slice, at.row, height, kPixels, plan.row_stride, row_taps);
       for (at.col = 0; at.col < width; at.col += plan.cols) {
         at.cols = min(plan.cols, width - at.col);
-        fill_taps(params, share, at.col, width, plan.run_taps, plan.col_stride, col_taps);
-        const T* pixels = grad_map + first_element<ChannelsLast>(params, share, image, at.row, at.col);
+        fill_taps(params, slice, at.col, width, plan.run_taps, plan.col_stride, col_taps);
+        const T* pixels = grad_map + first_element<ChannelsLast>(params, slice, image, at.row, at.col);
         if constexpr (ChannelsLast) {
           __syncthreads();
           const auto pixels_at = [&](int row, int col, int channel) {
             return pixels + (row * params.width + col) * params.map_channels + channel;
           };
-          sum_columns<T, kChannels>(params, plan, share, at, col_taps, pixels_at, params.map_channels, sums);
+          sum_columns<T, kChannels>(params, plan, slice, at, col_taps, pixels_at, params.map_channels, sums);
         } else {
           static_assert(kTileRun % (kPixels * kMostLanes<kChannels, ChannelsLast>) == 0);
-          load_tile<T, kChannels, Size>(params, plan, share, at, pixels, tile);
+          load_tile<T, kChannels, Size>(params, plan, slice, at, pixels, tile);
           __syncthreads();
           const auto pixels_at = [&](int row, int col, int channel) {
             const int position = tile_position(col * plan.lanes + channel / kChannels);
             return tile + (row * tile_stride(plan) + position) * kChannels;
           };
-          sum_columns<T, kChannels>(params, plan, share, at, col_taps, pixels_at, block_channels, sums);
+          sum_columns<T, kChannels>(params, plan, slice, at, col_taps, pixels_at, block_channels, sums);
         }
         __syncthreads();
       }
-      sum_rows<kChannels, kValueWidth<kChannels, ChannelsLast>>(params, plan, share, at, row_taps, sums, image_values);
+      sum_rows<kChannels, kValueWidth<kChannels, ChannelsLast>>(params, plan, slice, at, row_taps, sums, image_values);
       __syncthreads();
     }
   }

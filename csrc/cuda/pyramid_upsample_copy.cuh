@@ -10,7 +10,7 @@ constexpr int kCopyThreads = 256;
 // Words of a thread in flight.
 constexpr int kCopyBatch = 4;
 
-// Copies `words` words in rows of `row_words`, which begin `to_stride` words apart.
+// Copies `words` words: `from` is [rows, row_words], and rows of `to` begin `to_stride` words apart.
 template <typename Word>
 __global__ void __launch_bounds__(kCopyThreads) copy_rows_kernel(const Word* __restrict__ from, Word* __restrict__ to,
                                                                  int64_t words, int64_t row_words, int64_t to_stride) {

@@ -6,7 +6,7 @@
 
 namespace pspfast::cuda {
 
-// Rows of a tile at most: they share what is read of the values, which is then less than what is written.
+// A tile has at most this many rows: values are read once for all of them, which is then less than what is written.
 constexpr int kTileRows = 16;
 
 // Channels of a thread.
@@ -32,7 +32,7 @@ UpsamplePlan make_fwd_plan(const PyramidUpsampleParams& params) {
   for (;;) {
     cut_channels(params, plan.lanes * kChannels, plan);
     cut_image(params, kVectorPixels, plan);
-    plan.blocks = params.batch * plan.bands * plan.tiles * plan.shares;
+    plan.blocks = params.batch * plan.bands * plan.tiles * plan.slices;
     const bool fits = fwd_bytes(params, plan, kChannels) <= kMaxSharedBytes;
     const bool enough = plan.blocks >= kEnoughUpsampleBlocks;
     if (plan.rows > row_unit(kVectorPixels) && !(fits && enough)) {
@@ -46,7 +46,7 @@ UpsamplePlan make_fwd_plan(const PyramidUpsampleParams& params) {
   }
 }
 
-// What a block works on: `rows` x `cols` pixels.
+// A block works on `rows` x `cols` pixels of an image.
 struct UpsampleTile {
   int64_t image;
   int row, col, rows, cols;
@@ -66,17 +66,18 @@ __device__ inline T finished(float sum, T base, bool relu) {
   return from_float<T>(relu && sum < 0.f ? 0.f : sum);
 }
 
-// `first` is the tile's first pixel at the block's first channel, in the map and in the base, which may be null.
+// Writes a tile of a channels_last map. `first` is the index of the tile's first pixel at the block's first channel, in
+// the map and in the base, which may be null.
 template <typename T, int Size>
-__device__ inline void write_channels(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
-                                      const UpsampleTile& tile, const AxisTap* col_taps, const float* bias,
-                                      const float* mix, int64_t first, const T* __restrict__ base, bool relu,
-                                      T* __restrict__ map) {
-  constexpr int kPart = kSharedWidth<Size>;
+__device__ inline void write_channels(const PyramidUpsampleParams& params, const UpsamplePlan& plan,
+                                      const ChannelSlice& slice, const UpsampleTile& tile, const AxisTap* col_taps,
+                                      const float* bias, const float* mix, int64_t first, const T* __restrict__ base,
+                                      bool relu, T* __restrict__ map) {
+  constexpr int kWidth = kSharedWidth<Size>;
   const int lane = threadIdx.x % plan.lanes;
-  if (lane * Size >= share.channels) return;
-  const int groups = (tile.cols + kPixels - 1) / kPixels;
-  const int row_stride = share.axis_bins * params.kernel_size * plan.lanes * Size;
+  if (lane * Size >= slice.channels) return;
+  const int groups = static_cast<int>(ceil_div(tile.cols, kPixels));
+  const int row_stride = slice.axis_bins * params.kernel_size * plan.lanes * Size;
   for (int task = threadIdx.x / plan.lanes; task < tile.rows * groups; task += kUpsampleThreads / plan.lanes) {
     const int row = task / groups;
     const int col = task % groups * kPixels;
@@ -92,9 +93,9 @@ __device__ inline void write_channels(const PyramidUpsampleParams& params, const
     Vector<float, Size> sums[kPixels];
 #pragma unroll
     for (int pixel = 0; pixel < kPixels; ++pixel) {
-      sums[pixel] = load_floats<Size>(bias + lane * kPart, plan.lanes * kPart);
+      sums[pixel] = load_floats<Size>(bias + lane * kWidth, plan.lanes * kWidth);
     }
-    mix_columns(params, plan, share, col_taps + col, mix + row * row_stride + lane * kPart, sums);
+    mix_columns(params, plan, slice, col_taps + col, mix + row * row_stride + lane * kWidth, sums);
 #pragma unroll
     for (int pixel = 0; pixel < kPixels; ++pixel) {
 #pragma unroll
@@ -107,18 +108,19 @@ __device__ inline void write_channels(const PyramidUpsampleParams& params, const
   }
 }
 
-// As write_channels. A thread takes Pixels neighbours in memory, of Size channels.
+// Writes a tile of a contiguous map, as write_channels does. A thread takes Pixels neighbours in memory, of Size
+// channels.
 template <typename T, int Size, int Pixels>
-__device__ inline void write_planes(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
-                                    const UpsampleTile& tile, const AxisTap* col_taps, const float* bias,
-                                    const float* mix, int64_t first, const T* __restrict__ base, bool relu,
-                                    T* __restrict__ map) {
+__device__ inline void write_planes(const PyramidUpsampleParams& params, const UpsamplePlan& plan,
+                                    const ChannelSlice& slice, const UpsampleTile& tile, const AxisTap* col_taps,
+                                    const float* bias, const float* mix, int64_t first, const T* __restrict__ base,
+                                    bool relu, T* __restrict__ map) {
   constexpr int kLanes = kPlaneChannels / Size;
   const int lane = threadIdx.x % kLanes;
-  const int channels = min(Size, share.channels - lane * Size);
+  const int channels = min(Size, slice.channels - lane * Size);
   if (channels <= 0) return;
   const int64_t plane = params.height * params.width;
-  const int row_stride = share.axis_bins * params.kernel_size * kPlaneChannels;
+  const int row_stride = slice.axis_bins * params.kernel_size * kPlaneChannels;
   const int vectors = tile.rows * tile.cols / Pixels;
   for (int task = threadIdx.x / kLanes; task < vectors; task += kUpsampleThreads / kLanes) {
     const int in_tile = task * Pixels;
@@ -137,7 +139,7 @@ __device__ inline void write_planes(const PyramidUpsampleParams& params, const U
       Vector<float, Size> sums[kRun<Pixels>];
 #pragma unroll
       for (int pixel = 0; pixel < kRun<Pixels>; ++pixel) sums[pixel] = load_floats<Size>(bias + lane * Size);
-      mix_columns(params, plan, share, col_taps + col / kPixels * plan.run_taps + col % kPixels,
+      mix_columns(params, plan, slice, col_taps + col / kPixels * plan.run_taps + col % kPixels,
                   mix + row * row_stride + lane * Size, sums);
 #pragma unroll
       for (int pixel = 0; pixel < kRun<Pixels>; ++pixel) {
@@ -155,6 +157,8 @@ __device__ inline void write_planes(const PyramidUpsampleParams& params, const U
   }
 }
 
+// Upsamples values [N, S, k, k, channels] into map, adds base and bias [channels], which may be null, and applies the
+// ReLU. map and base are [N, map_channels, H, W], in memory [N, H, W, map_channels] if ChannelsLast.
 template <typename T, int Size, bool ChannelsLast>
 __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
     upsample_fwd_kernel(const __grid_constant__ PyramidUpsampleParams params, const __grid_constant__ UpsamplePlan plan,
@@ -168,27 +172,27 @@ __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
   const int block_channels = plan.lanes * kChannels;
   float* mix = shared_bias + block_channels;
   for (int64_t block = blockIdx.x; block < plan.blocks; block += gridDim.x) {
-    const Share share(params, plan, block % plan.shares, block_channels);
-    const UpsampleTile tile(params, plan, block / plan.shares);
-    fill_taps(params, share, tile.row, static_cast<int>(params.height), kPixels, plan.row_stride, row_taps);
-    fill_taps(params, share, tile.col, static_cast<int>(params.width), plan.run_taps, plan.col_stride, col_taps);
+    const ChannelSlice slice(params, plan, block % plan.slices, block_channels);
+    const UpsampleTile tile(params, plan, block / plan.slices);
+    fill_taps(params, slice, tile.row, static_cast<int>(params.height), kPixels, plan.row_stride, row_taps);
+    fill_taps(params, slice, tile.col, static_cast<int>(params.width), plan.run_taps, plan.col_stride, col_taps);
     static_assert(kMostLanes<kChannels, ChannelsLast> * kChannels <= kUpsampleThreads);
     if (const int within = threadIdx.x; within < block_channels) {
-      const bool has_bias = bias && within < share.channels;
+      const bool has_bias = bias && within < slice.channels;
       shared_bias[mix_position<kChannels>(plan.lanes, within)] =
-          has_bias ? to_float(bias[share.channel + within]) : 0.f;
+          has_bias ? to_float(bias[slice.channel + within]) : 0.f;
     }
     __syncthreads();
     const float* image =
         values + tile.image * params.bin_count * params.kernel_size * params.kernel_size * params.channels;
-    mix_rows<kChannels, kValueWidth<kChannels, ChannelsLast>>(params, plan, share, tile.rows, row_taps,
-                                                              image + share.channel, mix);
+    mix_rows<kChannels, kValueWidth<kChannels, ChannelsLast>>(params, plan, slice, tile.rows, row_taps,
+                                                              image + slice.channel, mix);
     __syncthreads();
-    const int64_t first = first_element<ChannelsLast>(params, share, tile.image, tile.row, tile.col);
+    const int64_t first = first_element<ChannelsLast>(params, slice, tile.image, tile.row, tile.col);
     if constexpr (ChannelsLast) {
-      write_channels<T, Size>(params, plan, share, tile, col_taps, shared_bias, mix, first, base, relu, map);
+      write_channels<T, Size>(params, plan, slice, tile, col_taps, shared_bias, mix, first, base, relu, map);
     } else {
-      write_planes<T, kChannels, Size>(params, plan, share, tile, col_taps, shared_bias, mix, first, base, relu, map);
+      write_planes<T, kChannels, Size>(params, plan, slice, tile, col_taps, shared_bias, mix, first, base, relu, map);
     }
     __syncthreads();
   }

@@ -5,12 +5,12 @@
 
 namespace pspfast::cuda {
 
-// A thread's channels lie in shared memory in parts of 16 bytes, those of a block's lanes side by side: neighbouring
-// lanes read neighbouring 16 bytes. This is where the channel that is `within` the block's lies.
+// A thread's channels lie in shared memory 16 bytes at a time, those of a block's lanes side by side: neighbouring
+// lanes read neighbouring 16 bytes. This is the place of channel `within` of the block.
 template <int Size>
 __device__ inline int mix_position(int lanes, int within) {
-  constexpr int kPart = kSharedWidth<Size>;
-  return (within % Size / kPart * lanes + within / Size) * kPart + within % kPart;
+  constexpr int kWidth = kSharedWidth<Size>;
+  return (within % Size / kWidth * lanes + within / Size) * kWidth + within % kWidth;
 }
 
 // Two neighbouring sources, kept while the positions that follow lie between them.
@@ -20,13 +20,13 @@ struct Sources {
   Vector<float, Size> value_low, value_high;
 
   template <typename Stride>
-  __device__ void add(const AxisTap& tap, const float* values, Stride stride, int part_stride, int bins,
+  __device__ void add(const AxisTap& tap, const float* values, Stride stride, int width_stride, int bins,
                       Vector<float, Size>& sum) {
     if (tap.low < 0) return;
     if (tap.low != low) {
       low = tap.low;
-      value_low = load_floats<Size>(values + low * stride, part_stride);
-      if (low + 1 < bins) value_high = load_floats<Size>(values + (low + 1) * stride, part_stride);
+      value_low = load_floats<Size>(values + low * stride, width_stride);
+      if (low + 1 < bins) value_high = load_floats<Size>(values + (low + 1) * stride, width_stride);
     }
 #pragma unroll
     for (int i = 0; i < Size; ++i) sum.data[i] += (1.f - tap.weight) * value_low.data[i];
@@ -37,20 +37,21 @@ struct Sources {
   }
 };
 
-// mix [rows, entries, channels of the block] sums the bin rows and kernel rows of `rows` rows. `values` are the image's
-// at the block's first channel.
+// Sums the bin rows and kernel rows of `rows` rows: mix [rows, entries, channels of the block]. `values` points to the
+// image's at the block's first channel.
 template <int Size, int Width>
-__device__ inline void mix_rows(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
-                                int rows, const AxisTap* row_taps, const float* __restrict__ values, float* mix) {
+__device__ inline void mix_rows(const PyramidUpsampleParams& params, const UpsamplePlan& plan,
+                                const ChannelSlice& slice, int rows, const AxisTap* row_taps,
+                                const float* __restrict__ values, float* mix) {
   const int k = params.kernel_size;
-  const int entries = share.axis_bins * k;
+  const int entries = slice.axis_bins * k;
   const int block_channels = plan.lanes * Size;
   const int columns = block_channels / Width;
   for (int task = threadIdx.x; task < entries * columns; task += kUpsampleThreads) {
     const int within = task % columns * Width;
-    if (within >= share.channels) continue;
+    if (within >= slice.channels) continue;
     const int e = task / columns;
-    const Entry entry = entry_at(params, share, e);
+    const Entry entry = entry_at(params, slice, e);
     const float* column = values + entry.offset + within;
     const AxisTap* taps = row_taps + entry.level * plan.row_stride;
     float* to = mix + e * block_channels + mix_position<Size>(plan.lanes, within);
@@ -67,13 +68,15 @@ __device__ inline void mix_rows(const PyramidUpsampleParams& params, const Upsam
   }
 }
 
-// Adds the levels at neighbouring pixels. `mix` is the row's, at the thread's channels; `taps` are the first pixel's.
+// Adds the levels at neighbouring pixels. `mix` points to the row's, at the thread's channels; `taps` to the first
+// pixel's.
 template <int Pixels, int Size>
-__device__ inline void mix_columns(const PyramidUpsampleParams& params, const UpsamplePlan& plan, const Share& share,
-                                   const AxisTap* taps, const float* mix, Vector<float, Size> (&sums)[Pixels]) {
+__device__ inline void mix_columns(const PyramidUpsampleParams& params, const UpsamplePlan& plan,
+                                   const ChannelSlice& slice, const AxisTap* taps, const float* mix,
+                                   Vector<float, Size> (&sums)[Pixels]) {
   const int k = params.kernel_size;
   const int stride = plan.lanes * Size;
-  for (int level = share.begin; level < share.end; ++level) {
+  for (int level = slice.begin; level < slice.end; ++level) {
     const int bins = params.bins[level];
     for (int kx = 0; kx < k; ++kx) {
       Sources<Size> sources;

@@ -1,7 +1,7 @@
-// What the CUDA kernels of upsample_cross_entropy and upsample_argmax share. Between two rows and two columns of logits
-// lies a cell, on which a class is a polynomial of the pixel's weights: a block writes the coefficients of its cells to
-// shared memory, a chunk of classes at a time, and a pixel's logit is a multiply-add away from what its column has in
-// common.
+// Logits interpolated in registers, for the CUDA kernels of upsample_cross_entropy, upsample_argmax and
+// upsample_softmax. Between two rows and two columns of logits lies a cell, on which a class is a polynomial of the
+// pixel's weights: a block writes the coefficients of its cells to shared memory, a chunk of classes at a time, and one
+// multiply-add makes a pixel's logit of what is the same for all pixels of its column.
 #pragma once
 
 #include <algorithm>
@@ -29,8 +29,6 @@ cudaError_t dispatch_logits(const UpsampleParams& params, const F& f) {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 inline unsigned logits_grid(int64_t blocks) { return static_cast<unsigned>(std::min(blocks, kMaxGridX)); }
-
-__host__ __device__ constexpr int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
 // exp(x) for x <= 0, to 2 units of the last place; 0 where float has no normal numbers, which exp2f would spend half of
 // its instructions on.
@@ -118,7 +116,7 @@ struct ImageLogits {
     return k * class_stride + row * row_stride + col * col_stride;
   }
 
-  // Between `row` and the next, `col` and the next; behind the last lies itself.
+  // The cell between `row` and the next, `col` and the next; behind the last lies itself.
   __device__ Cell cell(int64_t k, int row, int col) const {
     const T* from = data + offset(k, row, col);
     const int64_t below = row + 1 < rows ? row_stride : 0;
@@ -136,7 +134,7 @@ struct ImageLogits {
                         Cell* to) const {
 #pragma unroll 1
     for (int task = threadIdx.x; task < classes * cells; task += blockDim.x) {
-      // Along memory.
+      // Neighbouring threads read along memory.
       const int k = channels_last ? task % classes : task / cells;
       const int i = channels_last ? task / classes : task % cells;
       to[k * stride + i] = cell(first + k, row, source(i));

@@ -6,7 +6,7 @@
 namespace pspfast::cuda {
 namespace {
 
-// Labels [N, H, W] of logits [N, K, h, w].
+// labels [N, H, W] of label_type, from logits [N, K, rows, cols], in memory [N, rows, cols, K] if channels_last.
 template <typename T, int R>
 __global__ void __launch_bounds__(kColumnThreads, kColumnBlocks)
     argmax_kernel(const __grid_constant__ UpsampleParams params, const __grid_constant__ ColumnPlan plan,

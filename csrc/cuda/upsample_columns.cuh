@@ -8,15 +8,15 @@ namespace pspfast::cuda {
 
 constexpr int kColumnThreads = 128;
 constexpr int kColumnWarps = kColumnThreads / kWarpSize;
-// Resident on a multiprocessor: leaves a thread 80 registers. A pixel takes up to five: the weight of its row, the
-// largest logit before a chunk and after it, the sum of powers, and a label or a weighted sum.
+// Blocks resident on a multiprocessor: so many leave a thread 80 registers. A pixel takes up to five: the weight of its
+// row, the largest logit before a chunk and after it, the sum of powers, and a label or a weighted sum.
 constexpr int kColumnBlocks = 6;
-// Of cells, a block: as many blocks fit into the 164 KB of an sm_80 multiprocessor, and 75 of the 150 classes of
-// ADE20K, whose logits have an eighth of the image's resolution.
+// Bytes of cells, a block: as many blocks fit into the 164 KB of an sm_80 multiprocessor, and 75 of the 150 classes of
+// ADE20K, whose logits have an eighth of the image's resolution, into a block.
 constexpr int64_t kColumnCellBytes = 20 * 1024;
 
-// Rows of pixels that a thread takes together: all eight between two rows of logits of an eighth of the resolution. Few
-// where there are few.
+// A thread takes many rows of pixels together, all eight between two rows of logits of an eighth of the resolution, or
+// few where few lie between them.
 constexpr int kManyRows = 8;
 constexpr int kFewRows = 2;
 inline bool has_many_rows(const UpsampleParams& params) { return params.height > params.rows * kManyRows / 2; }
@@ -26,15 +26,15 @@ struct ColumnPlan {
   int cols;               // of a tile
   // Cells are those of the tile's columns of logits or, where these are more, one for every column of pixels.
   bool by_column;
-  int stride;   // of cells between classes; odd, for threads that write a class each to meet different banks
+  int stride;   // cells between classes; odd, for threads that write a class each to meet different banks
   int classes;  // of a chunk
 };
 
 inline ColumnPlan make_column_plan(const UpsampleParams& params) {
   ColumnPlan plan{};
-  plan.tiles = parts_of(params.width, kColumnThreads);
+  plan.tiles = ceil_div(params.width, kColumnThreads);
   plan.blocks = params.batch * params.rows * plan.tiles;
-  plan.cols = static_cast<int>(parts_of(params.width, plan.tiles));
+  plan.cols = static_cast<int>(ceil_div(params.width, plan.tiles));
   // Between the tile's first column and its last the source's coordinate grows by this much, rounded down, and its
   // integer part by one more at most.
   const int64_t steps = params.align_corners ? params.cols - 1 : params.cols;
@@ -43,12 +43,12 @@ inline ColumnPlan make_column_plan(const UpsampleParams& params) {
   plan.by_column = sources > plan.cols;
   plan.stride = static_cast<int>(std::min<int64_t>(sources, plan.cols)) | 1;
   const int64_t most = kColumnCellBytes / (plan.stride * int64_t{sizeof(Cell)});
-  plan.classes = static_cast<int>(parts_of(params.classes, parts_of(params.classes, most)));
+  plan.classes = static_cast<int>(ceil_div(params.classes, ceil_div(params.classes, most)));
   return plan;
 }
 static_assert((kColumnThreads + 1) * int64_t{sizeof(Cell)} <= kColumnCellBytes, "one class fits");
 
-// A block's shared memory.
+// Places in a block's shared memory.
 struct ColumnShared {
   Cell* cells;         // [classes of a chunk, stride]
   double* scratch;     // [kColumnWarps]
@@ -175,7 +175,7 @@ __device__ inline void find_labels(const ColumnChunk<R>& chunk, float (&largest)
   }
 }
 
-// Of what find_labels finds.
+// The class that find_labels means.
 __device__ inline int class_of(int label) { return label < 0 ? ~label : label; }
 
 // Takes sums of powers from one largest logit to the next.

@@ -10,13 +10,14 @@ __host__ __device__ int64_t logits_count(const UpsampleLossParams& params) {
   return params.batch * params.classes * params.rows * params.cols;
 }
 
-// Logits of a row that follow one another in memory; the row below begins behind them.
+// The number of logits of a row that follow one another in memory; the row below begins behind them.
 __host__ __device__ int64_t logits_row(const UpsampleLossParams& params) {
   return params.channels_last ? params.cols * params.classes : params.cols;
 }
 
-// The last step of the backward: each row's own sums, and those of the row of cells above it. A thread takes Size
-// neighbouring logits, one or 16 bytes of them.
+// The last step of the backward: grad_logits, in memory as the logits, is scale [1] times each row's own sums and those
+// of the row of cells above it, which are partial [2, N K rows cols]. A thread takes Size neighbouring logits, one or
+// 16 bytes of them.
 template <typename T, int Size>
 __global__ void __launch_bounds__(kGradThreads)
     add_rows_kernel(const __grid_constant__ UpsampleLossParams params, const float* __restrict__ partial,
@@ -42,13 +43,13 @@ __global__ void __launch_bounds__(kGradThreads)
 template <typename T, int Size>
 void launch_add_rows(const UpsampleLossParams& params, const float* partial, const float* scale, T* grad_logits,
                      cudaStream_t stream) {
-  PSPFAST_LAUNCH((add_rows_kernel<T, Size>), logits_grid(parts_of(logits_count(params), kGradThreads * Size)),
+  PSPFAST_LAUNCH((add_rows_kernel<T, Size>), logits_grid(ceil_div(logits_count(params), kGradThreads * Size)),
                  kGradThreads, 0, stream, params, partial, scale, grad_logits);
 }
 
 }  // namespace
 
-int64_t upsample_cross_entropy_parts(const UpsampleLossParams& params) { return make_column_plan(params).blocks; }
+int64_t upsample_cross_entropy_partials(const UpsampleLossParams& params) { return make_column_plan(params).blocks; }
 
 cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void* logits, const int64_t* target,
                                    const void* weight, void* lse, LabelType label_type, void* labels, double* sums,
@@ -66,7 +67,7 @@ cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void*
   });
 }
 
-// Two sums for every logit.
+// The workspace holds two sums for every logit.
 int64_t upsample_cross_entropy_workspace(const UpsampleLossParams& params) {
   return 2 * logits_count(params) * sizeof(float);
 }

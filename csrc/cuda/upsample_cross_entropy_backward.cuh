@@ -11,7 +11,8 @@ namespace pspfast::cuda {
 
 constexpr int kGradThreads = 128;
 constexpr int kGradWarps = kGradThreads / kWarpSize;
-// Resident on a multiprocessor: leaves a thread 96 registers, and takes 175 of the 228 KB of shared memory of sm_90.
+// Blocks resident on a multiprocessor: so many leave a thread 96 registers, and takes 175 of the 228 KB of shared
+// memory of sm_90.
 constexpr int kGradBlocks = 5;
 // Columns of logits whose gradients a block sums. It works on one cell more, to the left of the first.
 constexpr int kGradSources = 15;
@@ -24,21 +25,21 @@ constexpr int kStripRows = 8;
 constexpr int kStripCols = 128;
 
 struct GradPlan {
-  int64_t runs, chunks, blocks;  // of the columns of a row of logits, and of classes
+  int64_t runs, chunks, blocks;  // runs of the columns of a row of logits, and chunks of classes
   int sources, classes;          // of a block
 };
 
 inline GradPlan make_grad_plan(const UpsampleLossParams& params) {
   GradPlan plan{};
-  plan.runs = parts_of(params.cols, kGradSources);
-  plan.chunks = parts_of(params.classes, kGradClasses);
+  plan.runs = ceil_div(params.cols, kGradSources);
+  plan.chunks = ceil_div(params.classes, kGradClasses);
   plan.blocks = params.batch * params.rows * plan.runs * plan.chunks;
-  plan.sources = static_cast<int>(parts_of(params.cols, plan.runs));
-  plan.classes = static_cast<int>(parts_of(params.classes, plan.chunks));
+  plan.sources = static_cast<int>(ceil_div(params.cols, plan.runs));
+  plan.classes = static_cast<int>(ceil_div(params.classes, plan.chunks));
   return plan;
 }
 
-// What a pixel's gradient is made of: with respect to class k, which has probability exp(logit - lse),
+// A pixel's gradient with respect to class k, which has probability exp(logit - lse), is
 // all * probability - (k is target) * one - (target >= 0) * weight[k] * smoothing / K.
 struct alignas(kVectorBytes) GradPixel {
   float lse, all, one;
@@ -58,7 +59,7 @@ struct GradShared {
   double scratch[kGradWarps];
   alignas(kVectorBytes) float above[kStripRows], below[kStripRows];  // weights of the strip's rows
   float left[kStripCols], right[kStripCols];                         // and of its columns
-  int first_col[kGradCells + 1];                                     // of each cell, and the end
+  int first_col[kGradCells + 1];                                     // each cell's first column, and the end
 };
 static_assert(sizeof(GradShared) <= kMaxSharedBytes);
 
@@ -135,8 +136,9 @@ __device__ inline void add_pixels(const GradShared& shared, const Cell& cell, in
   }
 }
 
-// partial [2, logits]: gradients, without the scale, of the rows above and below each row of cells, both at the place
-// of the row above.
+// partial [2, N K rows cols]: gradients, without the scale, of the rows above and below each row of cells, both at the
+// place of the row above. They follow from logits [N, K, rows, cols], in memory [N, rows, cols, K] if channels_last,
+// target [N, H, W], weight [K], which may be null, and lse [N, H, W].
 template <typename T, bool Smooth>
 __global__ void __launch_bounds__(kGradThreads, kGradBlocks)
     loss_bwd_kernel(const __grid_constant__ UpsampleLossParams params, const __grid_constant__ GradPlan plan,
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(kGradThreads, kGradBlocks)
     __syncthreads();
 #pragma unroll 1
     for (int task = threadIdx.x; task < classes * sources; task += kGradThreads) {
-      // Along memory.
+      // Neighbouring threads write along memory.
       const int k = params.channels_last ? task % classes : task / sources;
       const int i = params.channels_last ? task / classes : task % sources;
       const Corners* corners = &shared.corners[k * kCellStride + before + i];

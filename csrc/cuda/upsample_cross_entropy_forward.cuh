@@ -16,7 +16,7 @@ __device__ inline V pick(const V (&values)[R], int r) {
   return value;
 }
 
-// What the classes of a thread's pixels add up to.
+// Sums over the classes of a thread's pixels.
 template <int R, bool Smooth>
 struct LossColumn {
   float largest[R], sum[R];  // of exp(logit - largest)
@@ -61,10 +61,13 @@ struct LossColumn {
   }
 };
 
-// A weighted sum for each pixel besides takes more registers.
+// With label smoothing a pixel has a weighted sum besides, which takes more registers.
 template <bool Smooth>
 constexpr int kLossBlocks = Smooth ? kColumnBlocks - 2 : kColumnBlocks;
 
+// lse [N, H, W], labels [N, H, W] of label_type and sums [blocks, 3] (losses, weights, invalid targets), from logits
+// [N, K, rows, cols], in memory [N, rows, cols, K] if channels_last, target [N, H, W] and weight [K]. labels and weight
+// may be null.
 template <typename T, int R, bool Smooth>
 __global__ void __launch_bounds__(kColumnThreads, kLossBlocks<Smooth>)
     loss_fwd_kernel(const __grid_constant__ UpsampleLossParams params, const __grid_constant__ ColumnPlan plan,
@@ -85,7 +88,7 @@ __global__ void __launch_bounds__(kColumnThreads, kLossBlocks<Smooth>)
       for_each_chunk<R>(params, plan, tile, image, row, shared,
                         [&](const ColumnChunk<R>& chunk) { column.add(chunk, labels != nullptr, weight); });
       if (!tile.has_col) continue;
-      // A loop: of R copies of its body the compiler makes many more.
+      // Stays a loop: the compiler would copy its body many more times than R.
 #pragma unroll 1
       for (int r = 0; r < min(R, tile.end_row - row); ++r) {
         const int64_t pixel = tile.pixel(params, row + r);

@@ -6,7 +6,8 @@
 namespace pspfast::cuda {
 namespace {
 
-// Probabilities [N, K, H, W], of the output's strides, of logits [N, K, h, w].
+// probabilities [N, K, H, W] with the strides of `output`, from logits [N, K, rows, cols], in memory [N, rows, cols, K]
+// if channels_last.
 template <typename T, int R>
 __global__ void __launch_bounds__(kColumnThreads, kColumnBlocks)
     softmax_kernel(const __grid_constant__ UpsampleParams params, const __grid_constant__ ColumnPlan plan,

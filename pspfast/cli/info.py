@@ -27,7 +27,7 @@ def report() -> str:
         cuda = f"CUDA {build['cuda']} for {build['cuda_archs']}" if build["cuda"] else "no CUDA"
         lines += [
             f"pspfast._C   built for torch {build['torch']}, {build['compiler']}, {cuda}",
-            f"CPU levels   built {build['isas']}; torch found "
+            f"CPU ISAs     built {build['isas']}; torch found "
             f"{torch.backends.cpu.get_cpu_capability()}",
         ]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible"

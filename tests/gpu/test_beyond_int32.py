@@ -132,14 +132,11 @@ def test_upsample_argmax_and_softmax(
     labels = sparse((shape[0], *size), dtype=torch.int64)
     out = sparse((*shape[:2], *size), dtype=torch.float32)
     assert max(last.logits.numel(), out.numel()) > 2**31
-    problem = ctypes.byref(last.problem)
-    given = pointers(last.logits)
-    assert (
-        library("upsample_argmax").upsample_argmax(problem, *given, INT64, *pointers(labels)) == 0
-    )
+    argmax, softmax = library("upsample_argmax"), library("upsample_softmax")
+    problem, given = ctypes.byref(last.problem), pointers(last.logits)
+    assert argmax.upsample_argmax(problem, *given, INT64, *pointers(labels)) == 0
     output = ctypes.byref(Output(*out.stride(), False, False, 1.0))
-    softmax = library("upsample_softmax").upsample_softmax
-    assert softmax(problem, output, *given, *pointers(out)) == 0
+    assert softmax.upsample_softmax(problem, output, *given, *pointers(out)) == 0
     # A block has some columns of the row.
     expected = last.upsampled().detach()[0, :, 0, -4:]
     chosen = expected.gather(0, labels[-1, -1, -4:][None])[0]
@@ -162,7 +159,7 @@ def test_upsample_cross_entropy(
     channels_last: bool,
 ) -> None:
     ops = library("upsample_cross_entropy")
-    ops.upsample_cross_entropy_parts.restype = ops.upsample_cross_entropy_workspace.restype = (
+    ops.upsample_cross_entropy_partials.restype = ops.upsample_cross_entropy_workspace.restype = (
         ctypes.c_int64
     )
     last = LastRow(sparse, shape, size, channels_last)
@@ -170,7 +167,7 @@ def test_upsample_cross_entropy(
     target = sparse((shape[0], *size), dtype=torch.int64)
     lse = sparse((shape[0], *size), dtype=torch.float32)
     target[-1, -1] = torch.arange(size[1]) % shape[1]
-    sums = sparse((ops.upsample_cross_entropy_parts(problem), 3), dtype=torch.float64)
+    sums = sparse((ops.upsample_cross_entropy_partials(problem), 3), dtype=torch.float64)
     assert max(last.logits.numel(), lse.numel()) > 2**31
     error = ops.upsample_cross_entropy(
         problem, *given, *pointers(target, None, lse), INT64, *pointers(None, sums)

@@ -43,6 +43,11 @@ def check_powers(kernels: list, least: int, most: int) -> None:
             assert not any("FSETP" in code for code in body), kernel.name
 
 
+def check_no_atomics(kernels: list) -> None:
+    for kernel in kernels:
+        assert not re.search(r"\b(ATOM|RED)[A-Z]*\b", kernel.sass), kernel.name
+
+
 @ARCHS
 def test_loss(cuda_code: Callable[..., list], arch: int) -> None:
     kernels = cuda_code("upsample_cross_entropy", arch)
@@ -58,16 +63,23 @@ def test_loss(cuda_code: Callable[..., list], arch: int) -> None:
             assert set(kernel.global_stores) == {128}, kernel.name
     check_powers([k for k in forward if f", {ROWS}, " in k.name], least=1, most=8)
     check_powers(backward, least=1, most=16)
-    for kernel in kernels:
-        assert not re.search(r"\b(ATOM|RED)[A-Z]*\b", kernel.sass), kernel.name
+    check_no_atomics(kernels)
 
 
 @ARCHS
-def test_argmax_and_softmax(cuda_code: Callable[..., list], arch: int) -> None:
-    argmax, softmax = (cuda_code(f"upsample_{op}", arch) for op in ("argmax", "softmax"))
-    assert len(argmax) == len(softmax) == FORWARD_KERNELS
-    kernels = [*argmax, *softmax]
+def test_argmax(cuda_code: Callable[..., list], arch: int) -> None:
+    kernels = cuda_code("upsample_argmax", arch)
+    assert all("argmax_kernel" in kernel.name for kernel in kernels)
+    assert len(kernels) == FORWARD_KERNELS
     check_resources(kernels)
-    check_powers([k for k in softmax if f", {ROWS}>" in k.name], least=1, most=8)
-    for kernel in kernels:
-        assert not re.search(r"\b(ATOM|RED)[A-Z]*\b", kernel.sass), kernel.name
+    check_no_atomics(kernels)
+
+
+@ARCHS
+def test_softmax(cuda_code: Callable[..., list], arch: int) -> None:
+    kernels = cuda_code("upsample_softmax", arch)
+    assert all("softmax_kernel" in kernel.name for kernel in kernels)
+    assert len(kernels) == FORWARD_KERNELS
+    check_resources(kernels)
+    check_powers([k for k in kernels if f", {ROWS}>" in k.name], least=1, most=8)
+    check_no_atomics(kernels)

@@ -16,8 +16,8 @@ inline pspfast::UpsampleLossParams make_params(const Problem& problem) {
 
 extern "C" {
 
-int64_t upsample_cross_entropy_parts(const Problem* problem) {
-  return pspfast::cuda::upsample_cross_entropy_parts(make_params(*problem));
+int64_t upsample_cross_entropy_partials(const Problem* problem) {
+  return pspfast::cuda::upsample_cross_entropy_partials(make_params(*problem));
 }
 
 int64_t upsample_cross_entropy_workspace(const Problem* problem) {

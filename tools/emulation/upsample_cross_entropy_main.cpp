@@ -20,7 +20,7 @@ int run(int64_t classes, int64_t rows, int64_t cols, int64_t height, int64_t wid
   for (int64_t i = 0; i < pixels; ++i) target[i] = i % (classes + 1);
   const std::vector<float> weight(classes, 1.f);
   std::vector<float> lse(pixels);
-  std::vector<double> sums(3 * upsample_cross_entropy_parts(&problem));
+  std::vector<double> sums(3 * upsample_cross_entropy_partials(&problem));
   const float scale = 1;
   return upsample_cross_entropy(&problem, logits.data(), target.data(), weight.data(), lse.data(), 2, labels.data(),
                                 sums.data()) |

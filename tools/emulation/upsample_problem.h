@@ -1,4 +1,4 @@
-// What the C interfaces of upsample_argmax and upsample_softmax are given.
+// What the libraries of upsample_argmax and upsample_softmax are given.
 #pragma once
 
 #include "../../csrc/upsample.h"

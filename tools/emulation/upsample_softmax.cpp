@@ -1,6 +1,5 @@
 // The CUDA launcher of upsample_softmax behind a C interface, on the emulation.
 #include "../../csrc/cuda/upsample_softmax.cu"
-
 #include "upsample_problem.h"
 
 struct Output {

@@ -1,4 +1,4 @@
-// Memory that a kernel is about to fill.
+// Huge pages for memory that a kernel is about to fill.
 #pragma once
 
 #include <cstddef>
