@@ -81,33 +81,35 @@ def find_samples(data: DataConfig, split: Split, classes: int) -> list[Sample]:
         samples = published_samples(data.source, data.root, split)
     if not (split == "train" and data.skip_bad):
         counts = check_samples(samples, classes, data.ignore_index, sys.stderr.isatty(), label_ids)
-        _check_counts(counts, split, data, classes)
+        _warn_of_counts(counts, split, data, classes)
     return samples
 
 
-def _check_counts(counts: NDArray[np.int64], split: Split, data: DataConfig, classes: int) -> None:
-    """Warns of classes that never occur in training labels, raises where nothing is labelled."""
-    total, names = counts.sum(), choose_class_list(data.classes).names
+def _warn_of_counts(
+    counts: NDArray[np.int64], split: Split, data: DataConfig, classes: int
+) -> None:
+    """Warns of labels that cannot be meant: classes that never occur in training, nothing but
+    ignored pixels."""
+    names = choose_class_list(data.classes).names
     shares = ", ".join(
-        f"{i}{' (ignored)' if i == data.ignore_index else ''} {count / total:.1%}"
+        f"{i}{' (ignored)' if i == data.ignore_index else ''} {count / counts.sum():.1%}"
         for i, count in enumerate(counts)
         if count
     )
-    present = [i for i in range(classes) if counts[i] and i != data.ignore_index]
-    mask_hint = ""
-    if data.ignore_index == 255 and counts[255] and len(present) < 2 and data.label_map is None:
-        mask_hint = "; for masks of 0 and 255: --data.label_map '{255: 1}'"
-    if not present:
-        raise ValueError(
-            f"data: all pixels of the {split} labels are ignored; counted: {shares}{mask_hint}"
-        )
-    absent = [names[i] for i in range(classes) if not counts[i] and i != data.ignore_index]
-    if absent and split == "train":
-        warnings.warn(
-            f"{len(absent)} of {classes} classes occur in no training label: {listed(absent, 10)}; "
-            f"counted ids: {shares}{mask_hint}",
-            stacklevel=2,
-        )
+    trained = [i for i in range(classes) if i != data.ignore_index]
+    absent = [names[i] for i in trained if not counts[i]]
+    is_mask = counts[255] and data.ignore_index == 255 and len(trained) - len(absent) < 2
+    hint = ""
+    if is_mask and data.label_map is None:
+        hint = "; for masks of 0 and 255: --data.label_map '{255: 1}'"
+    if len(absent) == len(trained):
+        problem = f"all pixels of the {split} labels are ignored"
+    elif absent and split == "train":
+        occur = f"classes occur in no training label: {listed(absent, 10)}"
+        problem = f"{len(absent)} of {classes} {occur}"
+    else:
+        return
+    warnings.warn(f"{problem}; counted ids: {shares}{hint}", stacklevel=3)
 
 
 def listed_samples(

@@ -27,8 +27,8 @@ def lock_folder(folder: Path) -> FileLock:
     return lock
 
 
-def leave_folder(lock: FileLock) -> None:
-    """Releases a lock under which nothing was written, and removes the folder if it is empty."""
+def unlock_folder(lock: FileLock) -> None:
+    """Lets other runs in, and removes the lock's file, and the folder where nothing was written."""
     file = Path(lock.lock_file)
     file.unlink(missing_ok=True)
     lock.release()

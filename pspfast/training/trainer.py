@@ -23,7 +23,7 @@ from pspfast.scores import Scores, evaluate, make_confusion
 from pspfast.training.batches import BatchLoader
 from pspfast.training.data import make_train_set, make_val_set, steps_per_epoch
 from pspfast.training.interrupt import StopRequest, TrainingInterrupted
-from pspfast.training.lock import leave_folder, lock_folder
+from pspfast.training.lock import lock_folder, unlock_folder
 from pspfast.training.log import RunLog, describe
 from pspfast.training.run_state import RunState
 from pspfast.training.step import Losses, backward
@@ -86,8 +86,7 @@ class Trainer:
         try:
             self.state = RunState(config, class_list, self.accelerator, steps)
         except BaseException:
-            if self._lock:
-                leave_folder(self._lock)
+            self._release_lock()
             raise
         self.log: RunLog | None = None
         self.stop = StopRequest()
@@ -153,7 +152,8 @@ class Trainer:
 
     def _release_lock(self) -> None:
         if self._lock:
-            self._lock.release()
+            unlock_folder(self._lock)
+            self._lock = None
 
     def _train_epoch(self, bar: tqdm[Any]) -> None:
         options, state = self.config.train, self.state

@@ -47,11 +47,15 @@ def test_a_class_that_never_occurs(tmp_path: Path) -> None:
     assert "label_map" not in text
 
 
-def test_everything_ignored_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"^data: all pixels of the train labels are ignored; .*255"
-    ):
-        find_samples(data_of(tmp_path, [255], classes=2), "train", 2)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_everything_ignored(tmp_path: Path, split: str) -> None:
+    data = data_of(tmp_path, [255], classes=2)
+    data.val_list = data.train_list
+    with pytest.warns(UserWarning) as warned:
+        find_samples(data, split, 2)
+    (text,) = (str(warning.message) for warning in warned)
+    assert text.startswith(f"all pixels of the {split} labels are ignored; counted ids: 255 (ign")
+    assert "--data.label_map '{255: 1}'" in text
 
 
 def test_shifted_ids(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""When cuDNN is timed against the Triton kernel, and on what; here what is timed runs on the CPU."""
+"""When cuDNN is timed against the Triton kernel, and on what: here on the CPU."""
 
 import sys
 from typing import Any
