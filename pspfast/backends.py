@@ -131,7 +131,7 @@ def select(op: str, tensor: Tensor, *, has_cuda_kernel: bool = True) -> str:
         RuntimeError: the chosen backend is missing or does not serve the tensor's device.
     """
     chosen = _select(op, tensor.device.type)
-    if _is_transformed():
+    if is_transformed():
         # torch's operators know the rules of all transforms, those of this project none.
         return "reference"
     if chosen == "cuda" and not has_cuda_kernel:
@@ -142,7 +142,7 @@ def select(op: str, tensor: Tensor, *, has_cuda_kernel: bool = True) -> str:
 
 
 @constant_when_compiled
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` or forward-mode differentiation is under way."""
     is_dual = forward_ad._current_level >= 0
     return is_dual or torch._C._functorch.peek_interpreter_stack() is not None

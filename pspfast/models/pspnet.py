@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pspfast.backends import is_transformed
 from pspfast.models.pyramid import Head, PyramidConv2d, PyramidPriors
 from pspfast.models.recompute import recompute_normalized_maps
 from pspfast.models.resnet import (
@@ -206,7 +207,9 @@ class PSPNet(nn.Module):
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Padded, and in the memory format that the kernels read without a copy; layers keep it."""
-        return self._pad(x).contiguous(memory_format=torch.channels_last)
+        x = self._pad(x)
+        # torch.func.vmap has no memory formats but the contiguous one.
+        return x if is_transformed() else x.contiguous(memory_format=torch.channels_last)
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pads to a size at which the corners of the features are aligned with pixels."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from pspfast import backends
 from pspfast.models.hooks import is_watched
 from pspfast.ops.batch_norm_relu import (
     BatchNormOutput,
@@ -43,6 +44,7 @@ def recompute_normalized_maps() -> Iterator[None]:
     """
     if (
         not torch.is_grad_enabled()
+        or backends.is_transformed()
         or torch.compiler.is_compiling()
         or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     ):

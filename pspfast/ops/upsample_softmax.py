@@ -86,11 +86,14 @@ def _check_out(out: Tensor, logits: Tensor, size: list[int]) -> None:
         raise RuntimeError(
             "upsample_softmax: out: expected a tensor that requires no gradient, got one that does"
         )
-    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
-        raise ValueError(
-            "upsample_softmax: out: expected memory of its own for each element, got an expanded "
-            f"tensor of strides {list(out.stride())}"
-        )
+    reach = 0  # of the axes of smaller strides
+    for stride, length in sorted(zip(out.stride(), out.shape, strict=True)):
+        if length > 1 and stride <= reach:
+            raise ValueError(
+                "upsample_softmax: out: expected memory of its own for each element, got strides "
+                f"{list(out.stride())} for shape {list(out.shape)}"
+            )
+        reach += stride * (length - 1)
 
 
 def _fake(

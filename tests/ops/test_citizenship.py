@@ -93,6 +93,35 @@ def test_network_on_meta() -> None:
         assert model(torch.empty(1, 3, 65, 65)).shape == (1, 3, 65, 65)
 
 
+def test_transforms_of_the_network() -> None:
+    """torch.func knows no hooks on saved tensors, nor memory formats within vmap."""
+    model = PSPNet(18, classes=3, stem="7x7", head_channels=8, aux_channels=8, dropout=0.0).eval()
+    x = torch.randn(1, 3, 33, 33)
+
+    def loss(image: Tensor) -> Tensor:
+        return model(image).square().sum()
+
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(x), expected, rtol=1e-3, atol=1e-5)
+    images = torch.cat([x, 2 * x])
+    with torch.no_grad():
+        each = torch.func.vmap(lambda image: model(image[None])[0])(images)
+        torch.testing.assert_close(each, model(images), rtol=1e-4, atol=1e-5)
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    model.train()
+    target = torch.randint(3, (2, 33, 33))
+
+    def training_loss(parameters: dict[str, Tensor]) -> Tensor:
+        states = parameters, {name: buffer.clone() for name, buffer in buffers.items()}
+        return torch.func.functional_call(model, states, (images, target))[1]
+
+    gradients = torch.func.grad(training_loss)(parameters)
+    training_loss(parameters).backward()
+    name = "layer4.1.conv2.weight"
+    torch.testing.assert_close(gradients[name], parameters[name].grad, rtol=1e-3, atol=1e-4)
+
+
 META = {"device": "meta"}
 
 
@@ -146,7 +175,8 @@ def test_softmax_out_and_autograd(x: Tensor) -> None:
     for out, error, message in (
         (kept, RuntimeError, "requires no gradient"),
         (root, RuntimeError, "requires no gradient"),
-        (expanded, ValueError, "an expanded tensor"),
+        (expanded, ValueError, "memory of its own for each element"),
+        (zeros.as_strided(zeros.shape, (1, 1, 1, 1)), ValueError, "memory of its own for each"),
     ):
         before = out.detach().clone()
         with pytest.raises(error, match=f"^upsample_softmax: out: .*{message}"):
