@@ -157,8 +157,7 @@ class TrainTransform(_Normalized):
             for (a, b), full in zip(window, size, strict=True)
         ]
         if inpt.shape[-2:] != torch.Size(size):
-            bilinear = v2.InterpolationMode.BILINEAR
-            inpt = F.resize(inpt, size, interpolation=bilinear, antialias=False)
+            inpt = _resize(inpt, size)
         inpt = self._rotate_region(inpt, angle, region, size) if angle else _cut(inpt, region)
         if blurred:
             inpt = _blur(inpt)
@@ -193,6 +192,16 @@ class TrainTransform(_Normalized):
         top, left = missing[0] // 2, missing[1] // 2
         padding = [left, top, missing[1] - left, missing[0] - top]
         return F.pad(inpt, padding, fill=self._fill(inpt))
+
+
+def _resize(inpt: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """Bilinear without antialias; label maps take the nearest."""
+    # In torch 2.14 the kernel for bytes fails an assertion where the result is a single pixel.
+    if size == [1, 1] and isinstance(inpt, tv_tensors.Image):
+        values = _resize(inpt.as_subclass(torch.Tensor).float(), size)
+        return tv_tensors.wrap(values.round().to(inpt.dtype), like=inpt)
+    bilinear = v2.InterpolationMode.BILINEAR
+    return F.resize(inpt, size, interpolation=bilinear, antialias=False)
 
 
 def _blur(image: torch.Tensor) -> torch.Tensor:
