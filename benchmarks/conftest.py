@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+
+# For tools/; at the end, where the folder pspfast shadows no installed one.
+sys.path.append(str(Path(__file__).parents[1]))
 
 ROUNDS = 15
 WARMUP_ROUNDS = 2
