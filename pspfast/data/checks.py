@@ -74,8 +74,7 @@ def _count_or_problem(
         if label_path is None:
             return np.zeros(256, np.int64)
         label = read_label(label_path, label_ids)
-        check_pixels((image_path, label_path), image, label, num_classes, ignore_index)
-        return np.bincount(label.numpy().ravel(), minlength=256)
+        return check_pixels((image_path, label_path), image, label, num_classes, ignore_index)
     except FileNotFoundError as error:
         return FileNotFoundError(f"{error.filename}: no such file")
     except ValueError as error:
@@ -88,7 +87,7 @@ def check_pixels(
     label: torch.Tensor,
     num_classes: int,
     ignore_index: int,
-) -> None:
+) -> NDArray[np.int64]:
     """Check that a decoded sample can be trained on.
 
     Args:
@@ -97,6 +96,9 @@ def check_pixels(
         label: class ids, uint8 `[H, W]`.
         num_classes: K; valid ids are 0 to K-1 and `ignore_index`.
         ignore_index: id of pixels that are not to be learnt.
+
+    Returns:
+        How many pixels have each id, `[256]`.
 
     Raises:
         ValueError: the sizes differ, or an id is no class.
@@ -109,13 +111,14 @@ def check_pixels(
             f"{label_path}: the label map is {_size(label)}, its image {image_path} is "
             f"{_size(image)}{turned}"
         )
-    present = np.flatnonzero(np.bincount(label.numpy().ravel(), minlength=256))
-    wrong = [int(i) for i in present if i >= num_classes and i != ignore_index]
+    counts = np.bincount(label.numpy().ravel(), minlength=256)
+    wrong = [int(i) for i in np.flatnonzero(counts) if i >= num_classes and i != ignore_index]
     if wrong:
         raise ValueError(
             f"{label_path}: the label map holds {list_ids(wrong)}; valid ids are 0 to "
             f"{num_classes - 1} and {ignore_index} (ignore){_hint(wrong, num_classes)}"
         )
+    return counts
 
 
 def _hint(wrong: list[int], num_classes: int) -> str:
