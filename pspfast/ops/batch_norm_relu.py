@@ -69,6 +69,9 @@ def batch_norm_relu(
         raise ValueError(
             f"{_OP}: x: expected at least 2 values per channel, got shape {list(x.shape)}"
         )
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if running is not None:
+            _check_per_channel(name, running, x)
     out, mean, var = batch_norm_relu_with_statistics(x, weight, bias, residual, relu=relu, eps=eps)
     update_running_statistics(running_mean, running_var, mean, var, count, momentum)
     return out
@@ -142,15 +145,19 @@ def _op(backend: str, part: str) -> Any:
     return getattr(torch.ops.pspfast, f"{_OP}{part}{suffix}")
 
 
+def _check_per_channel(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.shape != x.shape[1:2]:
+        raise ValueError(
+            f"{_OP}: {name}: expected [C] with C = {x.shape[1]}, got shape {list(tensor.shape)}"
+        )
+    if tensor.device != x.device:
+        raise ValueError(f"{_OP}: {name}: expected device {x.device} as x, got {tensor.device}")
+
+
 def _check_inputs(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> None:
     check_map(_OP, "x", x)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor.shape != x.shape[1:2]:
-            raise ValueError(
-                f"{_OP}: {name}: expected [C] with C = {x.shape[1]}, got shape {list(tensor.shape)}"
-            )
-        if tensor.device != x.device:
-            raise ValueError(f"{_OP}: {name}: expected device {x.device} as x, got {tensor.device}")
+    _check_per_channel("weight", weight, x)
+    _check_per_channel("bias", bias, x)
     if residual is not None:
         check_residual(_OP, residual, x.shape, x)
 

@@ -174,3 +174,16 @@ X, C = torch.zeros(2, 3, 4, 4), torch.zeros(3)
 def test_wrong_input(error: type[Exception], message: str, args: tuple[Any, ...]) -> None:
     with pytest.raises(error, match=f"^batch_norm_relu: {message}"):
         batch_norm_relu(*args)
+
+
+@pytest.mark.parametrize("wrong", ["running_mean", "running_var"])
+@pytest.mark.parametrize("tensor", [torch.zeros(5), torch.zeros(4, device="meta")], ids=str)
+def test_wrong_running_statistics_are_named_before_any_is_written(
+    wrong: str, tensor: torch.Tensor
+) -> None:
+    x, ones = torch.randn(2, 4, 3, 3), torch.ones(4)
+    running = {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}
+    given = {**running, wrong: tensor}
+    with pytest.raises(ValueError, match=rf"^batch_norm_relu: {wrong}: expected "):
+        batch_norm_relu(x, given["running_mean"], given["running_var"], ones, ones)
+    assert (running["running_mean"] == 0).all() and (running["running_var"] == 1).all()
