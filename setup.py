@@ -1,4 +1,5 @@
-"""Builds pspfast._C: the CPU kernels, and the CUDA kernels where nvcc and a CUDA torch are found.
+"""Builds the op library and pspfast._C, which describes it: the CPU kernels, and the CUDA kernels
+where nvcc and a CUDA torch are found.
 
 PSPFAST_BUILD=auto|cpu|cuda chooses; `cuda` makes a missing nvcc an error. No GPU is needed.
 """
@@ -11,7 +12,7 @@ from glob import glob
 from pathlib import Path
 
 import setuptools
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 # Older ones take the licence in pyproject.toml for an error, in sixty lines.
 LEAST_SETUPTOOLS = 77
@@ -23,13 +24,20 @@ if int(setuptools.__version__.split(".")[0]) < LEAST_SETUPTOOLS:
     )
 
 try:
+    import pybind11
     import torch
     from torch.utils import cpp_extension
 except ImportError as error:
     sys.exit(
-        f"pspfast: building needs torch, which could not be imported ({error}): run "
-        "`pip install .` without --no-build-isolation, or `pip install torch` first."
+        f"pspfast: building needs torch and pybind11, which could not be imported ({error}): run "
+        "`pip install .` without --no-build-isolation, or `pip install torch pybind11 ninja` first."
     )
+
+# The oldest torch that the op library runs with, as pyproject.toml requires it: the first whose
+# stable ABI has parallel_for, lists in calls of the dispatcher and pointers that say whether they
+# are written through.
+LEAST_TORCH = "2.10"
+OP_LIBRARY = "pspfast.libpspfast"
 
 # Ampere, Hopper and Blackwell data-centre chips, with PTX for what comes after. Set because torch
 # derives the list from the visible GPU, and fails where there is none.
@@ -78,36 +86,60 @@ def choose_cuda() -> str | None:
     return None
 
 
-def make_extension(cuda_home: str | None) -> cpp_extension.CppExtension:
-    sources = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
-    depends = sorted(
-        glob("csrc/**/*.h", recursive=True)
-        + glob("csrc/**/*.inl", recursive=True)
-        + glob("csrc/**/*.cuh", recursive=True)
-    )
-    # -Wno-psabi: vectors pass only between inlined functions; their calling convention is moot.
-    flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wno-psabi"]
-    if "OpenMP" in torch.__config__.parallel_info():
-        # at::parallel_for is a header and runs on one thread in a file compiled without OpenMP.
-        flags.append("-fopenmp")
-    if cuda_home is None:
-        return cpp_extension.CppExtension(
-            "pspfast._C", sources, depends=depends, extra_compile_args={"cxx": flags}
-        )
-    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
-    # The global that torch builds with; torch's own search takes a wrapped nvcc's folder.
-    cpp_extension.CUDA_HOME = cuda_home
-    return cpp_extension.CUDAExtension(
+def make_binding(cuda_macros: list[tuple[str, str | None]]) -> Extension:
+    """pspfast._C, which says what the op library is built with and for."""
+    return Extension(
         "pspfast._C",
-        sources + sorted(glob("csrc/cuda/*.cu")),
-        depends=depends,
+        ["csrc/bindings.cpp"],
+        include_dirs=[pybind11.get_include()],
         define_macros=[
-            ("PSPFAST_WITH_CUDA", None),
-            ("PSPFAST_CUDA_VERSION", nvcc_version(cuda_home)),
-            ("PSPFAST_CUDA_ARCHS", archs.replace(";", " ")),
+            ("PSPFAST_TORCH_VERSION", torch.__version__),
+            ("PSPFAST_LEAST_TORCH", LEAST_TORCH),
+            *cuda_macros,
         ],
-        extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-std=c++20", "-lineinfo"]},
+        extra_compile_args={"cxx": ["-O3", "-std=c++20", "-fvisibility=hidden"]},
     )
+
+
+def make_library(cuda_home: str | None, cuda_macros: list[tuple[str, str | None]]) -> Extension:
+    """The op library. It stands on LibTorch's stable ABI and knows nothing of Python."""
+    sources = {*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")} - {"csrc/bindings.cpp"}
+    libraries, library_dirs = ["torch_cpu"], cpp_extension.library_paths()
+    if cuda_home is not None:
+        sources |= {*glob("csrc/cuda/*.cu")}
+        # In the library itself, for it to run beside a torch of any CUDA version.
+        libraries += ["cudart_static", "dl", "rt", "pthread"]
+        library_dirs += [f"{cuda_home}/lib64", f"{cuda_home}/lib"]
+    return Extension(
+        OP_LIBRARY,
+        sorted(sources),
+        depends=sorted(
+            glob("csrc/**/*.h", recursive=True)
+            + glob("csrc/**/*.inl", recursive=True)
+            + glob("csrc/**/*.cuh", recursive=True)
+        ),
+        include_dirs=cpp_extension.include_paths("cuda" if cuda_home else "cpu"),
+        library_dirs=library_dirs,
+        libraries=libraries,
+        define_macros=[
+            ("TORCH_TARGET_VERSION", target_version(LEAST_TORCH)),
+            ("TORCH_STABLE_ONLY", None),
+            *cuda_macros,
+        ],
+        # -Wno-psabi: vectors pass only between inlined functions; their calling convention is moot.
+        extra_compile_args={
+            "cxx": ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wno-psabi"],
+            "nvcc": ["-O3", "-std=c++20", "-lineinfo", "-Xcompiler", "-fvisibility=hidden"],
+        },
+        extra_link_args=["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else [],
+        language="c++",
+    )
+
+
+def target_version(version: str) -> str:
+    """A version as TORCH_TARGET_VERSION has it: a byte each for major and minor, six of zero."""
+    major, minor = map(int, version.split("."))
+    return hex(major << 56 | minor << 48)
 
 
 class BuildExtension(cpp_extension.BuildExtension):
@@ -123,9 +155,24 @@ class BuildExtension(cpp_extension.BuildExtension):
             )
         super().run()
 
+    def get_ext_filename(self, fullname: str) -> str:
+        # No interpreter imports the op library, and so its name has none's tag.
+        if fullname.split(".")[-1] == OP_LIBRARY.split(".")[-1]:
+            return f"{fullname.replace('.', os.sep)}.so"
+        return super().get_ext_filename(fullname)
+
 
 cuda_home = choose_cuda()
-torch_minor = ".".join(torch.__version__.split(".")[:2])
+cuda_macros: list[tuple[str, str | None]] = []
+if cuda_home is not None:
+    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+    # The global that torch builds with; torch's own search takes a wrapped nvcc's folder.
+    cpp_extension.CUDA_HOME = cuda_home
+    cuda_macros = [
+        ("PSPFAST_WITH_CUDA", None),
+        ("PSPFAST_CUDA_VERSION", nvcc_version(cuda_home)),
+        ("PSPFAST_CUDA_ARCHS", archs.replace(";", " ")),
+    ]
 print(
     f"pspfast: torch {torch.__version__}, CUDA kernels with {cuda_home}"
     if cuda_home
@@ -144,11 +191,6 @@ setup(
         "pspfast.data": ["*.yaml"],
         "pspfast.recipes": ["*.yaml"],
     },
-    install_requires=[
-        f"torch=={torch_minor}.*",
-        "numpy",
-        "triton; platform_system == 'Linux'",
-    ],
-    ext_modules=[make_extension(cuda_home)],
+    ext_modules=[make_library(cuda_home, cuda_macros), make_binding(cuda_macros)],
     cmdclass={"build_ext": BuildExtension},
 )

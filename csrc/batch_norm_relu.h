@@ -16,19 +16,20 @@ struct BatchNormReluParams {
   double eps;
 };
 
-// out = relu((x - mean) * scale + bias + residual) with scale = weight / sqrt(var + eps).
+// out = relu((x - mean) * weight / sqrt(var + eps) + bias + residual)
 struct BatchNormReluInputs {
   const void* x;
   const void* residual;  // or null
   const void* mean;
-  const void* scale;
+  const void* var;
+  const void* weight;
   const void* bias;
 };
 
 struct BatchNormReluGradients {
   void* x;
   void* residual;  // null if there is none
-  void* scale;     // sum over pixels of g * (x - mean), g the gradient behind the ReLU
+  void* weight;    // sum over pixels of g * (x - mean) / sqrt(var + eps), g the gradient behind the ReLU
   void* bias;      // sum of g
 };
 
@@ -36,8 +37,8 @@ namespace cpu {
 // Mean and biased variance over all pixels.
 void batch_norm_statistics(const BatchNormReluParams& params, const void* x, void* mean, void* var);
 void batch_norm_relu(const BatchNormReluParams& params, const BatchNormReluInputs& in, void* out);
-void batch_norm_relu_backward(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* var,
-                              const void* grad, const BatchNormReluGradients& grads);
+void batch_norm_relu_backward(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* grad,
+                              const BatchNormReluGradients& grads);
 }  // namespace cpu
 
 }  // namespace pspfast

@@ -1,9 +1,6 @@
-// The library pspfast and the module pspfast._C. Every op registers itself in <op>.cpp.
+// The module pspfast._C: what the op library beside it was built with and for. It knows nothing of torch's libraries,
+// and so loads whatever their version.
 #include <pybind11/pybind11.h>
-#include <torch/library.h>
-#include <torch/version.h>
-
-TORCH_LIBRARY(pspfast, m) { m.set_python_module("pspfast.ops"); }
 
 namespace {
 
@@ -27,7 +24,8 @@ constexpr auto kIsas = "baseline";
 
 pybind11::dict build_info() {
   pybind11::dict info;
-  info["torch"] = TORCH_VERSION;
+  info["torch"] = PSPFAST_STRING(PSPFAST_TORCH_VERSION);
+  info["least_torch"] = PSPFAST_STRING(PSPFAST_LEAST_TORCH);
   info["compiler"] = kCompiler;
   info["isas"] = kIsas;
 #ifdef PSPFAST_WITH_CUDA
@@ -43,6 +41,6 @@ pybind11::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Kernels of pspfast, registered as torch.ops.pspfast.*";
-  m.def("build_info", &build_info, "What this library was built with and for.");
+  m.doc() = "What the ops of torch.ops.pspfast were built with and for.";
+  m.def("build_info", &build_info, "What the op library was built with and for.");
 }

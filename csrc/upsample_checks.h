@@ -7,38 +7,34 @@
 
 namespace pspfast {
 
-inline UpsampleParams make_upsample_params(const char* op, const at::Tensor& logits, int64_t height, int64_t width,
+inline UpsampleParams make_upsample_params(const char* op, const Tensor& logits, int64_t height, int64_t width,
                                            bool align_corners) {
   const DType dtype = check_map(op, "logits", logits);
-  TORCH_CHECK_VALUE(logits.size(1) >= 1, op, ": logits: expected K of at least 1, got 0");
+  PSPFAST_CHECK(logits.size(1) >= 1, op, ": logits: expected K of at least 1, got 0");
   for (const int64_t size : {height, width}) {
-    TORCH_CHECK_VALUE(size >= 1 && size <= kMaxAxisSize, op, ": size: expected H and W of 1 to ", kMaxAxisSize,
-                      ", got ", height, " and ", width);
+    PSPFAST_CHECK(size >= 1 && size <= kMaxAxisSize, op, ": size: expected H and W of 1 to ", kMaxAxisSize, ", got ",
+                  height, " and ", width);
   }
   // Taps are computed in int32.
-  TORCH_CHECK_VALUE(std::max(height * logits.size(2), width * logits.size(3)) < int64_t(1) << 30, op,
-                    ": size: expected H h and W w below 2^30, got ", height, " x ", logits.size(2), " and ", width,
-                    " x ", logits.size(3));
+  PSPFAST_CHECK(std::max(height * logits.size(2), width * logits.size(3)) < int64_t(1) << 30, op,
+                ": size: expected H h and W w below 2^30, got ", height, " x ", logits.size(2), " and ", width, " x ",
+                logits.size(3));
   return {logits.size(0), logits.size(1), logits.size(2),           logits.size(3), height,
           width,          align_corners,  is_channels_last(logits), dtype};
 }
 
-inline at::Tensor dense_logits(const UpsampleParams& params, const at::Tensor& logits) {
-  return params.channels_last ? logits : logits.contiguous();
-}
-
-inline LabelType check_label_type(const char* op, at::ScalarType dtype, int64_t classes) {
+inline LabelType check_label_type(const char* op, ScalarType dtype, int64_t classes) {
   switch (dtype) {
-    case at::kByte:
-      TORCH_CHECK_VALUE(classes <= 256, op, ": dtype: expected int32 or int64 for ", classes, " classes, got uint8");
+    case ScalarType::Byte:
+      PSPFAST_CHECK(classes <= 256, op, ": dtype: expected int32 or int64 for ", classes, " classes, got uint8");
       return LabelType::kUInt8;
-    case at::kInt: return LabelType::kInt32;
-    case at::kLong: return LabelType::kInt64;
-    default: TORCH_CHECK_TYPE(false, op, ": dtype: expected uint8, int32 or int64, got ", dtype);
+    case ScalarType::Int: return LabelType::kInt32;
+    case ScalarType::Long: return LabelType::kInt64;
+    default: PSPFAST_CHECK(false, op, ": dtype: expected uint8, int32 or int64, got ", dtype);
   }
 }
 
 // The smallest that holds all classes.
-inline at::ScalarType default_label_type(int64_t classes) { return classes <= 256 ? at::kByte : at::kInt; }
+inline ScalarType default_label_type(int64_t classes) { return classes <= 256 ? ScalarType::Byte : ScalarType::Int; }
 
 }  // namespace pspfast

@@ -5,8 +5,7 @@
 //
 //   (1 - s) u[t] (lse - v[t]) + s / K (lse U - sum over k of u[k] v[k]),   lse = log sum over k of exp v[k]
 //
-// and the loss the sum over all pixels but ignored ones, divided by the sum of u[t] over the same. The kernels compute
-// sums; who calls them divides.
+// and the loss the sum over all pixels but ignored ones, divided by the sum of u[t] over the same; 0 where that is 0.
 #pragma once
 
 #include "upsample.h"
@@ -28,6 +27,9 @@ void upsample_cross_entropy(const UpsampleLossParams& params, const void* logits
                             void* lse /* [N, H, W], float; double for double logits */, LabelType label_type,
                             void* labels /* [N, H, W] */,
                             double* sums /* [partials, 3]: losses, weights, invalid targets */);
+// Of all sums: the loss, in the type of lse, the sum of weights, likewise, and whether no target is invalid.
+void upsample_cross_entropy_mean(const UpsampleLossParams& params, int64_t partials, const double* sums, void* loss,
+                                 void* weight_sum, bool* valid);
 // Bytes of memory that the backward works in: none on the CPU.
 int64_t upsample_cross_entropy_workspace(const UpsampleLossParams& params);
 // grad_logits = scale * the gradient of the sum of losses.
@@ -44,6 +46,8 @@ int64_t upsample_cross_entropy_partials(const UpsampleLossParams& params);
 cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void* logits, const int64_t* target,
                                    const void* weight, void* lse, LabelType label_type, void* labels, double* sums,
                                    cudaStream_t stream);
+cudaError_t upsample_cross_entropy_mean(const UpsampleLossParams& params, int64_t partials, const double* sums,
+                                        void* loss, void* weight_sum, bool* valid, cudaStream_t stream);
 int64_t upsample_cross_entropy_workspace(const UpsampleLossParams& params);
 cudaError_t upsample_cross_entropy_backward(const UpsampleLossParams& params, const void* logits, const int64_t* target,
                                             const void* weight, const void* lse, const void* scale, void* grad_logits,

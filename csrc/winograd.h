@@ -50,6 +50,8 @@ struct WinogradWeight {
 };
 
 namespace cpu {
+// out = relu(out + residual), for a convolution by the library. `residual` may be null.
+void add_relu(DType dtype, int64_t count, const void* residual, bool relu, void* out);
 // `transformed` is [36, winograd_weight_stride].
 void winograd_weight(const WinogradParams& params, const WinogradWeight& weight, float* transformed);
 void winograd_conv2d(const WinogradParams& params, const void* x, const WinogradWeight& weight,

@@ -1,24 +1,28 @@
+import re
 import subprocess
 import sys
 
 import pytest
-import torch
 
 from pspfast import _extension
 
 BLOCKED = """
 import importlib.abc, sys, warnings
+import torch
 
 class Broken(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "pspfast._C":
-            raise {error}
+            {module}
+
+def load_library(path):
+    {library}
 
 sys.meta_path.insert(0, Broken())
+torch.ops.load_library = load_library
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import pspfast
-import torch
 from pspfast.cli.info import report
 from pspfast.ops import pyramid_pool
 print([str(w.message) for w in caught if "pspfast" in str(w.message)])
@@ -28,17 +32,30 @@ print(report())
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("module", "library", "message"),
     [
-        ("ModuleNotFoundError(name)", "pspfast._C is not built: run `pip install .`"),
-        ("ImportError('undefined symbol: _ZN3c10')", "reinstall pspfast (undefined symbol: _ZN3c1"),
+        (
+            "raise ModuleNotFoundError(name)",
+            "raise AssertionError",
+            "pspfast._C is not built: run `pip install .`",
+        ),
+        (
+            "raise ImportError('wrong ELF class')",
+            "raise AssertionError",
+            "pspfast._C does not load: reinstall pspfast (wrong ELF class)",
+        ),
+        (
+            "return None",
+            "raise OSError('undefined symbol: torch_parallel_for')",
+            "libpspfast.so, built for torch 2.10 and newer, does not load with torch",
+        ),
     ],
 )
 def test_a_library_that_does_not_load_says_so_once_and_ops_still_run(
-    error: str, message: str
+    module: str, library: str, message: str
 ) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", BLOCKED.format(error=error)],
+        [sys.executable, "-c", BLOCKED.format(module=module, library=library)],
         capture_output=True,
         text=True,
         check=True,
@@ -53,7 +70,8 @@ def test_a_library_that_does_not_load_says_so_once_and_ops_still_run(
 def test_build_info() -> None:
     info = _extension.build_info
     assert info is not None
-    assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
+    assert set(info) == {"torch", "least_torch", "compiler", "isas", "cuda", "cuda_archs"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", info["torch"])
     assert "baseline" in info["isas"]
     assert (info["cuda"] is None) == (info["cuda_archs"] is None)
 

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from pspfast import _extension
+
 ROOT = Path(__file__).parents[1]
-TORCH_MINOR = ".".join(torch.__version__.split(".")[:2])
 
 
-def test_requires_the_torch_minor_version_that_it_was_built_against() -> None:
-    assert f"torch=={TORCH_MINOR}.*" in importlib.metadata.requires("pspfast")
+def test_requires_the_oldest_torch_that_the_op_library_runs_with() -> None:
+    assert _extension.build_info is not None
+    least = _extension.build_info["least_torch"]
+    assert f"torch>={least}" in importlib.metadata.requires("pspfast")
+    assert f'"torch>={least}"' in (ROOT / "pyproject.toml").read_text().split("[project]")[0]
 
 
 def test_installs_one_top_level_package() -> None:
@@ -100,7 +104,7 @@ def test_unknown_kind_of_build() -> None:
 def test_setuptools_too_old(tmp_path: Path) -> None:
     """That of Python 3.11's venv, which --no-build-isolation takes."""
     (tmp_path / "setuptools.py").write_text(
-        "__version__ = '65.5.0'\nfind_packages = setup = None\n"
+        "__version__ = '65.5.0'\nExtension = find_packages = setup = None\n"
     )
     output = setup(ROOT, "--version", check=False, PYTHONPATH=str(tmp_path))
     assert output == (

@@ -63,15 +63,24 @@ Scratch<A> padded_copy(const void* from, int64_t channels, int64_t padded) {
   return copy;
 }
 
+// 1 / sqrt(var + eps) of each channel.
+template <class A>
+A inverse_deviation(A var, double eps) {
+  return 1 / std::sqrt(var + static_cast<A>(eps));
+}
+
 template <class T>
 class Inputs {
  public:
-  Inputs(const BatchNormReluInputs& in, int64_t channels, int64_t padded)
-      : mean_(padded_copy<Acc<T>>(in.mean, channels, padded)),
-        scale_(padded_copy<Acc<T>>(in.scale, channels, padded)),
-        bias_(padded_copy<Acc<T>>(in.bias, channels, padded)),
+  Inputs(const BatchNormReluParams& p, const BatchNormReluInputs& in, int64_t padded)
+      : mean_(padded_copy<Acc<T>>(in.mean, p.channels, padded)),
+        scale_(padded_copy<Acc<T>>(in.weight, p.channels, padded)),
+        bias_(padded_copy<Acc<T>>(in.bias, p.channels, padded)),
         x_(static_cast<const T*>(in.x)),
-        residual_(static_cast<const T*>(in.residual)) {}
+        residual_(static_cast<const T*>(in.residual)) {
+    const auto* var = static_cast<const Acc<T>*>(in.var);
+    for (int64_t c = 0; c < p.channels; ++c) scale_[c] *= inverse_deviation(var[c], p.eps);
+  }
 
   // Rows that begin `offset` elements behind the first.
   BatchNormRows<T, Acc<T>> at(int64_t offset) const {
@@ -112,7 +121,7 @@ void statistics(const BatchNormReluParams& p, const T* x, Acc<T>* mean, Acc<T>* 
 template <class T>
 void normalize(const BatchNormReluParams& p, const BatchNormReluInputs& in, T* out) {
   const Cut cut(p);
-  const Inputs<T> inputs(in, p.channels, cut.padded);
+  const Inputs<T> inputs(p, in, cut.padded);
   advise_huge_pages(out, sizeof(T) * p.pixels * p.channels);
   parallel_tasks(cut.slices, [&] {
     return [&](int64_t s) {
@@ -123,10 +132,10 @@ void normalize(const BatchNormReluParams& p, const BatchNormReluInputs& in, T* o
 }
 
 template <class T>
-void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const Acc<T>* var, const T* grad, T* grad_x,
-              T* grad_residual, Acc<T>* grad_scale, Acc<T>* grad_bias) {
+void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const T* grad, T* grad_x, T* grad_residual,
+              Acc<T>* grad_weight, Acc<T>* grad_bias) {
   const Cut cut(p);
-  const Inputs<T> inputs(in, p.channels, cut.padded);
+  const Inputs<T> inputs(p, in, cut.padded);
   advise_huge_pages(grad_x, sizeof(T) * p.pixels * p.channels);
   if (grad_residual) advise_huge_pages(grad_residual, sizeof(T) * p.pixels * p.channels);
   const auto sums = zeros<double>(cut.slices * cut.padded), products = zeros<double>(cut.slices * cut.padded);
@@ -145,6 +154,7 @@ void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const
       });
     };
   });
+  const auto* var = static_cast<const Acc<T>*>(in.var);
   const auto mean_gradient = zeros<Acc<T>>(cut.padded), slope = zeros<Acc<T>>(cut.padded);
   for (int64_t c = 0; c < p.channels; ++c) {
     double sum = 0, product = 0;
@@ -153,7 +163,7 @@ void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const
       product += products[s * cut.padded + c];
     }
     grad_bias[c] = static_cast<Acc<T>>(sum);
-    grad_scale[c] = static_cast<Acc<T>>(product);
+    grad_weight[c] = static_cast<Acc<T>>(product) * inverse_deviation(var[c], p.eps);
     mean_gradient[c] = static_cast<Acc<T>>(sum / p.pixels);
     slope[c] = static_cast<Acc<T>>(product / p.pixels / (var[c] + p.eps));
   }
@@ -185,12 +195,12 @@ void batch_norm_relu(const BatchNormReluParams& params, const BatchNormReluInput
   });
 }
 
-void batch_norm_relu_backward(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* var,
-                              const void* grad, const BatchNormReluGradients& grads) {
+void batch_norm_relu_backward(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* grad,
+                              const BatchNormReluGradients& grads) {
   dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    backward(params, in, static_cast<const Acc<T>*>(var), static_cast<const T*>(grad), static_cast<T*>(grads.x),
-             static_cast<T*>(grads.residual), static_cast<Acc<T>*>(grads.scale), static_cast<Acc<T>*>(grads.bias));
+    backward(params, in, static_cast<const T*>(grad), static_cast<T*>(grads.x), static_cast<T*>(grads.residual),
+             static_cast<Acc<T>*>(grads.weight), static_cast<Acc<T>*>(grads.bias));
   });
 }
 

@@ -1,8 +1,8 @@
 // Calls a template with the element type that is known at run time.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include "../dtype.h"
 

@@ -1,16 +1,17 @@
 // Compiles the file that PSPFAST_KERNELS names once per instruction set, each in a namespace of its own, and defines
-// PSPFAST_CALL(f, ...) to call f of the instruction set that torch found at start-up (ATEN_CPU_CAPABILITY lowers it).
+// PSPFAST_CALL(f, ...) to call f of the best instruction set that the processor has; ATEN_CPU_CAPABILITY lowers it, as
+// it does torch's own.
 //
 // The kernels are written with the vector types of vector.inl, sixteen lanes wide whatever the instruction set; where
 // registers are shorter a vector is made of several. Other processors than x86-64 have one instruction set, "baseline".
-#include <ATen/Version.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string_view>
@@ -67,8 +68,14 @@ PSPFAST_TARGET_END
 namespace pspfast::cpu {
 inline int isa() {
   static const int isa = [] {
-    const std::string_view found = at::get_cpu_capability();
-    return found == "AVX512" ? PSPFAST_AVX512 : found == "AVX2" ? PSPFAST_AVX2 : PSPFAST_BASELINE;
+    const char* const environment = std::getenv("ATEN_CPU_CAPABILITY");
+    const std::string_view most = environment ? environment : "avx512";
+    const bool has_avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (most == "default" || !has_avx2) return PSPFAST_BASELINE;
+    return most == "avx2" || !has_avx512 ? PSPFAST_AVX2 : PSPFAST_AVX512;
   }();
   return isa;
 }

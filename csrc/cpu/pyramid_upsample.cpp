@@ -204,7 +204,7 @@ int64_t channel_block(const PyramidUpsampleParams& p, size_t element) {
 }
 
 // Into how many pieces each of `tasks` tasks is cut, at most `size`, for every thread to get at least four.
-int64_t pieces_of(int64_t size, int64_t tasks) { return std::min(size, ceil_div(4 * at::get_num_threads(), tasks)); }
+int64_t pieces_of(int64_t size, int64_t tasks) { return std::min(size, ceil_div(4 * thread_count(), tasks)); }
 
 template <class T>
 void upsample_channels_last(const PyramidUpsampleParams& p, const PyramidUpsampleEpilogue& epilogue,

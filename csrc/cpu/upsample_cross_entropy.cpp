@@ -87,7 +87,7 @@ void loss_backward(const UpsampleLossParams& p, const T* logits, const int64_t* 
   // A task takes few classes, for its expanded rows to stay in an L1 cache. Where the images cannot be dealt out evenly
   // to the threads, a thread gets at least four tasks.
   constexpr int64_t kMostClasses = 32;
-  const int64_t threads = at::get_num_threads();
+  const int64_t threads = thread_count();
   const int64_t tasks = p.batch % threads == 0 ? 1 : ceil_div(4 * threads, p.batch);
   const int64_t wanted = std::max(ceil_div(p.classes, kMostClasses), tasks);
   const int64_t chunks = std::min(p.classes, wanted), most = ceil_div(p.classes, chunks);
@@ -121,6 +121,19 @@ void upsample_cross_entropy(const UpsampleLossParams& params, const void* logits
     loss(params, static_cast<const T*>(logits), target, static_cast<const Acc<T>*>(weight), static_cast<Acc<T>*>(lse),
          label_type, labels, sums);
   });
+}
+
+void upsample_cross_entropy_mean(const UpsampleLossParams& params, int64_t partials, const double* sums, void* loss,
+                                 void* weight_sum, bool* valid) {
+  std::array<double, 3> total = {};
+  for (int64_t i = 0; i < partials * 3; ++i) total[i % 3] += sums[i];
+  const double mean = total[1] != 0 ? total[0] / total[1] : 0;
+  dispatch_dtype(params.dtype, [&](auto* type) {
+    using A = Acc<std::remove_pointer_t<decltype(type)>>;
+    *static_cast<A*>(loss) = static_cast<A>(mean);
+    *static_cast<A*>(weight_sum) = static_cast<A>(total[1]);
+  });
+  *valid = total[2] == 0;
 }
 
 int64_t upsample_cross_entropy_workspace(const UpsampleLossParams&) { return 0; }

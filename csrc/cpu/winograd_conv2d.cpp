@@ -61,7 +61,7 @@ class Convolution {
     const auto room = weight_scratch(out_blocks, in_blocks);
     const Transformed weight = make_weight(0, out_blocks, 0, in_blocks, room.get());
     // All threads get equally many tasks.
-    const int64_t threads = at::get_num_threads();
+    const int64_t threads = thread_count();
     const int64_t tasks =
         std::min(p_.tiles(), ceil_div(ceil_div(p_.tiles(), PSPFAST_CALL(few_tiles)), threads) * threads);
     const int64_t few = ceil_div(p_.tiles(), tasks);

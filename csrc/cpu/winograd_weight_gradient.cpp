@@ -14,7 +14,7 @@ namespace {
 // Channels on either side whose products a task keeps in a core's own cache: 36 * 64 * 64 floats are 0.6 MB. Fewer
 // where there would be too few tasks for the threads.
 int64_t group_size(const WinogradParams& p) {
-  const int64_t enough = 4 * at::get_num_threads();
+  const int64_t enough = 4 * thread_count();
   int64_t group = 64;
   while (group > kChannelBlock && ceil_div(p.in_channels, group) * ceil_div(p.out_channels, group) < enough) group /= 2;
   return group;

@@ -47,6 +47,24 @@ void launch_add_rows(const UpsampleLossParams& params, const float* partial, con
                  kGradThreads, 0, stream, params, partial, scale, grad_logits);
 }
 
+// Sums [partials, 3] become the loss, the sum of weights and whether no target is invalid, in one block.
+__global__ void __launch_bounds__(kColumnThreads)
+    mean_kernel(int64_t partials, const double* __restrict__ sums, float* __restrict__ loss,
+                float* __restrict__ weight_sum, bool* __restrict__ valid) {
+  PSPFAST_SHARED(bytes);
+  auto* const scratch = reinterpret_cast<double*>(bytes);
+  double totals[3] = {};
+  for (int64_t i = threadIdx.x; i < partials; i += kColumnThreads) {
+    for (int j = 0; j < 3; ++j) totals[j] += sums[i * 3 + j];
+  }
+  for (double& total : totals) total = block_sum<kColumnWarps>(total, scratch);
+  if (threadIdx.x == 0) {
+    *loss = static_cast<float>(totals[1] != 0 ? totals[0] / totals[1] : 0);
+    *weight_sum = static_cast<float>(totals[1]);
+    *valid = totals[2] == 0;
+  }
+}
+
 }  // namespace
 
 int64_t upsample_cross_entropy_partials(const UpsampleLossParams& params) { return make_column_plan(params).blocks; }
@@ -65,6 +83,13 @@ cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void*
                    static_cast<const T*>(logits), target, static_cast<const float*>(weight), static_cast<float*>(lse),
                    label_type, labels, sums);
   });
+}
+
+cudaError_t upsample_cross_entropy_mean(const UpsampleLossParams&, int64_t partials, const double* sums, void* loss,
+                                        void* weight_sum, bool* valid, cudaStream_t stream) {
+  PSPFAST_LAUNCH(mean_kernel, 1, kColumnThreads, kColumnWarps * sizeof(double), stream, partials, sums,
+                 static_cast<float*>(loss), static_cast<float*>(weight_sum), valid);
+  return cudaGetLastError();
 }
 
 // The workspace holds two sums for every logit.

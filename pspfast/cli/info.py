@@ -22,11 +22,12 @@ def report() -> str:
     ]
     build = _extension.build_info
     if build is None:
-        lines.append(f"pspfast._C   {_extension.load_error}")
+        lines.append(f"op library   {_extension.load_error}")
     else:
         cuda = f"CUDA {build['cuda']} for {build['cuda_archs']}" if build["cuda"] else "no CUDA"
         lines += [
-            f"pspfast._C   built for torch {build['torch']}, {build['compiler']}, {cuda}",
+            f"op library   for torch {build['least_torch']} and newer; built with torch "
+            f"{build['torch']}, {build['compiler']}, {cuda}",
             f"CPU ISAs     built {build['isas']}; torch found "
             f"{torch.backends.cpu.get_cpu_capability()}",
         ]

@@ -52,12 +52,20 @@ def check_map(op: str, name: str, x: Tensor) -> None:
         )
 
 
-def check_logits(op: str, logits: Tensor, size: Sequence[int]) -> None:
+def check_logits(op: str, logits: Tensor) -> None:
     check_map(op, "logits", logits)
     if logits.shape[1] < 1:
         raise ValueError(f"{op}: logits: expected K of at least 1, got 0")
-    if min(size) < 1:
-        raise ValueError(f"{op}: size: expected H and W of at least 1, got {tuple(size)}")
+
+
+def check_size(op: str, size: Sequence[int]) -> None:
+    if len(size) != 2:
+        raise ValueError(f"{op}: size: expected (H, W), got {tuple(size)}")
+    height, width = size
+    if not (1 <= height <= MAX_AXIS_SIZE and 1 <= width <= MAX_AXIS_SIZE):
+        raise ValueError(
+            f"{op}: size: expected H and W of 1 to {MAX_AXIS_SIZE}, got {height} and {width}"
+        )
 
 
 def check_bins(op: str, bins: Sequence[int]) -> None:
@@ -87,6 +95,11 @@ def check_same(op: str, name: str, tensor: Tensor, like: str, other: Tensor) -> 
         raise ValueError(
             f"{op}: {name}: expected device {other.device} as {like}, got {tensor.device}"
         )
+
+
+def check_floating(op: str, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{op}: {name}: expected floating point, got {tensor.dtype}")
 
 
 def check_bias(op: str, bias: Tensor, weight: Tensor, x: Tensor) -> None:

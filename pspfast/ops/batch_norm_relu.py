@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_map, check_residual, format_of, sum_dtype
+from pspfast.ops._checks import check_floating, check_map, check_residual, format_of, sum_dtype
 
 _OP = "batch_norm_relu"
 
@@ -86,7 +86,11 @@ def batch_norm_relu_with_statistics(
         _check_inputs(x, weight, bias, residual)
     if backend == "reference":
         return batch_norm_relu_reference(x, weight, bias, residual, relu=relu, eps=eps)
-    return BatchNormOutput(*_op(backend, "")(x, weight, bias, residual, relu, eps))
+    try:
+        return BatchNormOutput(*_op(backend, "")(x, weight, bias, residual, relu, eps))
+    except ValueError:
+        _check_inputs(x, weight, bias, residual)
+        raise
 
 
 def batch_norm_relu_apply(
@@ -152,6 +156,7 @@ def _check_per_channel(name: str, tensor: Tensor, x: Tensor) -> None:
         )
     if tensor.device != x.device:
         raise ValueError(f"{_OP}: {name}: expected device {x.device} as x, got {tensor.device}")
+    check_floating(_OP, name, tensor)
 
 
 def _check_inputs(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> None:

@@ -86,7 +86,11 @@ def dilated_conv2d(
             _check(arguments)
             return dilated_conv2d_reference(*arguments)
         case "cpu":
-            return torch.ops.pspfast.dilated_conv2d(*arguments)
+            try:
+                return torch.ops.pspfast.dilated_conv2d(*arguments)
+            except ValueError:
+                _check(arguments)
+                raise
         case _:
             _check(arguments)
             if _library_is_faster(arguments):
@@ -145,15 +149,11 @@ def _library_is_faster(arguments: _Arguments) -> bool:
     ]
     pixels = size_class(batch * height * width)
     key = (_OP, x.dtype, pixels, channels, out_channels, *kinds, needs_grad)
-    # The result and, with gradients, one for each argument and for the result; once more for what
-    # an implementation needs by itself.
+    # The result, with gradients all gradients too, and as much that an implementation works in.
     elements = timed * height * width * (out_channels + needs_grad * (channels + 2 * out_channels))
     scratch = 2 * x.element_size() * (elements + needs_grad * arguments.weight.numel())
-    candidates = {
-        "triton": run(torch.ops.pspfast.dilated_conv2d_triton),
-        "library": run(dilated_conv2d_reference),
-    }
-    return fastest(key, candidates, scratch) == "library"
+    triton, library = torch.ops.pspfast.dilated_conv2d_triton, dilated_conv2d_reference
+    return fastest(key, {"triton": run(triton), "library": run(library)}, scratch) == "library"
 
 
 def _check(arguments: _Arguments) -> None:
@@ -200,8 +200,8 @@ def _winograd_fake(x: Tensor, transformed: Tensor, out_channels: int, *_: Any) -
 
 
 def _winograd_weight_fake(weight: Tensor) -> Tensor:
-    blocks = -(-weight.shape[0] // 16) * -(-weight.shape[1] // 16)
-    return weight.new_empty((36, (blocks * 16 + 1) * 16), dtype=torch.float32)
+    shape = torch.ops.pspfast.winograd_weight_shape(*weight.shape[:2])
+    return weight.new_empty(shape, dtype=torch.float32)
 
 
 def _empty(x: Tensor, channels: int, memory_format: torch.memory_format) -> Tensor:

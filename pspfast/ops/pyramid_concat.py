@@ -53,7 +53,11 @@ def pyramid_concat(
             _check_inputs(x, priors, bins)
             return torch.ops.pspfast.pyramid_concat_triton(x, priors, bins, align_corners)
         case _:
-            return torch.ops.pspfast.pyramid_concat(x, priors, bins, align_corners)
+            try:
+                return torch.ops.pspfast.pyramid_concat(x, priors, bins, align_corners)
+            except ValueError:
+                _check_inputs(x, priors, bins)
+                raise
 
 
 def pyramid_concat_reference(

@@ -151,12 +151,16 @@ def _check_inputs(
     check_bins(op, bins)
     check_priors(op, priors, x, bins)
     channels = x.shape[1] + len(bins) * priors.shape[1]
+    if x.shape[1] < 1:
+        raise ValueError(f"{op}: x: expected C of at least 1, got 0")
     kernel = tuple(weight.shape[2:])
     if weight.dim() != 4 or weight.shape[1] != channels or kernel not in ((1, 1), (3, 3)):
         raise ValueError(
             f"{op}: weight: expected [O, C + L R, k, k] with C + L R = {channels} and k = 1 or 3, "
             f"got shape {list(weight.shape)}"
         )
+    if weight.shape[0] < 1:
+        raise ValueError(f"{op}: weight: expected O of at least 1, got 0")
     check_same(op, "weight", weight, "x", x)
     if bias is not None:
         check_bias(op, bias, weight, x)

@@ -43,7 +43,11 @@ def pyramid_pool(x: Tensor, bins: Sequence[int]) -> Tensor:
             _check_inputs(x, bins)
             return torch.ops.pspfast.pyramid_pool_triton(x, bins)
         case _:
-            return torch.ops.pspfast.pyramid_pool(x, bins)
+            try:
+                return torch.ops.pspfast.pyramid_pool(x, bins)
+            except ValueError:
+                _check_inputs(x, bins)
+                raise
 
 
 def pyramid_pool_reference(x: Tensor, bins: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_logits
+from pspfast.ops._checks import check_logits, check_size
 
 _LABEL_DTYPES = (torch.uint8, torch.int32, torch.int64)
 
@@ -36,7 +36,6 @@ def upsample_argmax(
         ValueError: a shape is not as above, or ``dtype`` does not hold K classes.
         TypeError: a dtype is not as above.
     """
-    height, width = size
     match backends.select("upsample_argmax", logits):
         case "reference":
             label_dtype = _check_argmax(logits, size, dtype)
@@ -44,10 +43,17 @@ def upsample_argmax(
         case "triton":
             label_dtype = _check_argmax(logits, size, dtype)
             return torch.ops.pspfast.upsample_argmax_triton(
-                logits, height, width, align_corners, label_dtype
+                logits, *size, align_corners, label_dtype
             )
         case _:
-            return torch.ops.pspfast.upsample_argmax(logits, height, width, align_corners, dtype)
+            try:
+                height, width = size
+                return torch.ops.pspfast.upsample_argmax(
+                    logits, height, width, align_corners, dtype
+                )
+            except ValueError:
+                _check_argmax(logits, size, dtype)
+                raise
 
 
 def upsample_argmax_reference(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
@@ -61,7 +67,8 @@ def label_dtype_of(classes: int) -> torch.dtype:
 
 
 def _check_argmax(logits: Tensor, size: Sequence[int], dtype: torch.dtype | None) -> torch.dtype:
-    check_logits("upsample_argmax", logits, size)
+    check_logits("upsample_argmax", logits)
+    check_size("upsample_argmax", size)
     classes = logits.shape[1]
     if dtype is None:
         return label_dtype_of(classes)

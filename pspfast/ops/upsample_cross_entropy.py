@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_map, format_of, sum_dtype
+from pspfast.ops._checks import check_floating, check_logits, format_of, sum_dtype
 from pspfast.ops.upsample_argmax import label_dtype_of, upsample_argmax_reference
 
 _OP = "upsample_cross_entropy"
@@ -67,9 +67,14 @@ def upsample_cross_entropy(
                 logits, target, weight, *arguments, return_argmax
             )
         case _:
-            loss, _, _, labels = torch.ops.pspfast.upsample_cross_entropy(
-                logits, target, weight, *arguments, return_argmax
-            )
+            try:
+                loss, _, _, labels = torch.ops.pspfast.upsample_cross_entropy(
+                    logits, target, weight, *arguments, return_argmax
+                )
+            except ValueError:
+                _check_inputs(logits, target, weight, label_smoothing)
+                _check_labels(target, logits.shape[1], ignore_index)
+                raise
     return (loss, labels) if return_argmax else loss
 
 
@@ -108,13 +113,16 @@ def upsample_cross_entropy_reference(
 def _check_inputs(
     logits: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float
 ) -> None:
-    check_map(_OP, "logits", logits)
+    check_logits(_OP, logits)
     classes = logits.shape[1]
     if target.dim() != 3 or target.shape[0] != logits.shape[0]:
         raise ValueError(
             f"{_OP}: target: expected [N, H, W] with N of logits {list(logits.shape)}, "
             f"got shape {list(target.shape)}"
         )
+    if 0 in target.shape[1:]:
+        height, width = target.shape[1:]
+        raise ValueError(f"{_OP}: target: expected H and W of at least 1, got {height} and {width}")
     for name, tensor in (("target", target), ("weight", weight)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(
@@ -126,6 +134,8 @@ def _check_inputs(
         raise ValueError(
             f"{_OP}: weight: expected [K] with K = {classes}, got shape {list(weight.shape)}"
         )
+    if weight is not None:
+        check_floating(_OP, "weight", weight)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{_OP}: label_smoothing: expected 0 to 1, got {label_smoothing}")
 

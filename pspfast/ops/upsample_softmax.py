@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_logits, sum_dtype
+from pspfast.ops._checks import check_logits, check_size, sum_dtype
+
+_OP = "upsample_softmax"
 
 
 def upsample_softmax(
@@ -41,23 +43,38 @@ def upsample_softmax(
         TypeError: a dtype is not as above.
         RuntimeError: ``out`` is given and gradients are asked for, of the logits or of ``out``.
     """
-    height, width = size
     differentiable = torch.is_grad_enabled() and logits.requires_grad
     if differentiable and out is not None:
-        raise RuntimeError("upsample_softmax: out: expected None for logits that require gradients")
-    backend = backends.select("upsample_softmax", logits)
-    suffix = "_triton" if backend == "triton" else ""
+        raise RuntimeError(f"{_OP}: out: expected None for logits that require gradients")
+    backend = backends.select(_OP, logits)
     if backend in ("reference", "triton") or differentiable:
-        check_logits("upsample_softmax", logits, size)
-    if out is not None:
-        _check_out(out, logits, [height, width])
+        _check_inputs(logits, size, out)
     if backend == "reference" or differentiable:
         values = weight * upsample_softmax_reference(logits, size, align_corners, flip)
         return values if out is None else out.add_(values)
+    try:
+        return _run(backend, logits, size, align_corners, flip, out, weight)
+    except ValueError:
+        _check_inputs(logits, size, out)
+        raise
+
+
+def _run(
+    backend: str,
+    logits: Tensor,
+    size: Sequence[int],
+    align_corners: bool,
+    flip: bool,
+    out: Tensor | None,
+    weight: float,
+) -> Tensor:
+    suffix = "_triton" if backend == "triton" else ""
+    height, width = size
     if out is None:
-        op = getattr(torch.ops.pspfast, f"upsample_softmax{suffix}")
+        op = getattr(torch.ops.pspfast, f"{_OP}{suffix}")
         return op(logits, height, width, align_corners, flip, weight)
-    op = getattr(torch.ops.pspfast, f"upsample_softmax_add{suffix}")
+    _check_out(out, logits, [height, width])
+    op = getattr(torch.ops.pspfast, f"{_OP}_add{suffix}")
     op(out, logits, align_corners, flip, weight)
     # Autograd then knows that what it may have kept has changed.
     torch.autograd.graph.increment_version(out)
@@ -74,23 +91,31 @@ def upsample_softmax_reference(
     return probabilities.flip(3) if flip else probabilities
 
 
+def _check_inputs(logits: Tensor, size: Sequence[int], out: Tensor | None) -> None:
+    check_logits(_OP, logits)
+    check_size(_OP, size)
+    if out is not None:
+        _check_out(out, logits, list(size))
+
+
 def _check_out(out: Tensor, logits: Tensor, size: list[int]) -> None:
     shape = [*logits.shape[:2], *size]
     if list(out.shape) != shape:
-        raise ValueError(f"upsample_softmax: out: expected shape {shape}, got {list(out.shape)}")
+        raise ValueError(f"{_OP}: out: expected shape {shape}, got {list(out.shape)}")
     if out.device != logits.device:
-        raise ValueError(
-            f"upsample_softmax: out: expected device {logits.device} as logits, got {out.device}"
-        )
+        raise ValueError(f"{_OP}: out: expected device {logits.device} as logits, got {out.device}")
+    if out.dtype != sum_dtype(logits.dtype):
+        expected = sum_dtype(logits.dtype)
+        raise TypeError(f"{_OP}: out: expected {expected}, got {out.dtype}")
     if torch.is_grad_enabled() and out.requires_grad:
         raise RuntimeError(
-            "upsample_softmax: out: expected a tensor that requires no gradient, got one that does"
+            f"{_OP}: out: expected a tensor that requires no gradient, got one that does"
         )
     reach = 0  # of the axes of smaller strides
     for stride, length in sorted(zip(out.stride(), out.shape, strict=True)):
         if length > 1 and stride <= reach:
             raise ValueError(
-                "upsample_softmax: out: expected memory of its own for each element, got strides "
+                f"{_OP}: out: expected memory of its own for each element, got strides "
                 f"{list(out.stride())} for shape {list(out.shape)}"
             )
         reach += stride * (length - 1)
@@ -99,17 +124,18 @@ def _check_out(out: Tensor, logits: Tensor, size: list[int]) -> None:
 def _fake(
     logits: Tensor, height: int, width: int, align_corners: bool, flip: bool, weight: float
 ) -> Tensor:
-    check_logits("upsample_softmax", logits, (height, width))
+    check_logits(_OP, logits)
+    check_size(_OP, (height, width))
     return logits.new_empty((*logits.shape[:2], height, width), dtype=sum_dtype(logits.dtype))
 
 
 def _add_fake(out: Tensor, logits: Tensor, align_corners: bool, flip: bool, weight: float) -> None:
-    check_logits("upsample_softmax", logits, out.shape[2:])
+    check_logits(_OP, logits)
 
 
 if "cpu" not in backends.MISSING:
-    torch.library.register_fake("pspfast::upsample_softmax", _fake)
-    torch.library.register_fake("pspfast::upsample_softmax_add", _add_fake)
+    torch.library.register_fake(f"pspfast::{_OP}", _fake)
+    torch.library.register_fake(f"pspfast::{_OP}_add", _add_fake)
 
 
 @backends.registers_triton_ops

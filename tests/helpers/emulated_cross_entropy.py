@@ -108,10 +108,34 @@ class UpsampleLoss:
         )
         assert error == 0
         loss, weight_sum, invalid = unpoisoned(sums, (partials, 3)).sum(0).tolist()
+        self.check_mean(problem, sums, partials, loss, weight_sum, invalid)
         lse = unpoisoned(lse, target.shape)
         if labels is not None:
             labels = unpoisoned(labels, target.shape)
         return Loss(loss, weight_sum, invalid, lse, labels)
+
+    def check_mean(
+        self,
+        problem: LossProblem,
+        sums: Tensor,
+        partials: int,
+        loss: float,
+        weight_sum: float,
+        invalid: float,
+    ) -> None:
+        """The kernel that divides, on the sums of the one before."""
+        mean, weight = poisoned(1, torch.float32), poisoned(1, torch.float32)
+        valid = torch.tensor([2, 2], dtype=torch.uint8)
+        error = self.library.upsample_cross_entropy_mean(
+            ctypes.byref(problem),
+            ctypes.c_int64(partials),
+            *map(pointer, (sums, mean, weight, valid)),
+        )
+        assert error == 0
+        expected = torch.tensor([loss / weight_sum if weight_sum else 0.0, weight_sum])
+        got = torch.cat([unpoisoned(mean, (1,)), unpoisoned(weight, (1,))])
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+        assert valid.tolist() == [invalid == 0, 2]
 
     def backward(
         self,

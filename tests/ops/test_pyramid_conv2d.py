@@ -196,7 +196,7 @@ def test_errors_of_the_ops_behind_it() -> None:
     ):
         ops.pyramid_upsample_add(base, mixed[..., :3], None, BINS, True, False)
     with pytest.raises(
-        TypeError, match=r"^pyramid_upsample_add: mixed: expected Float, got Double"
+        ValueError, match=r"^pyramid_upsample_add: mixed: expected Float, got Double"
     ):
         ops.pyramid_upsample_add(base, mixed.double(), None, BINS, True, False)
     with pytest.raises(ValueError, match=r"^pyramid_upsample_add: bias: expected \[O\] with O = 4"):

@@ -239,5 +239,7 @@ def test_errors(device: torch.device) -> None:
 
 def test_out_of_another_dtype() -> None:
     logits, out = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 9, 9, dtype=torch.float64)
-    with pytest.raises(TypeError, match=r"^upsample_softmax: out: expected Float, got Double"):
+    with pytest.raises(
+        TypeError, match=r"^upsample_softmax: out: expected torch\.float32, got torch\.float64"
+    ):
         upsample_softmax(logits, (9, 9), out=out)

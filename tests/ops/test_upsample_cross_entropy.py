@@ -276,7 +276,7 @@ def test_backward_errors() -> None:
     scale, lse = torch.tensor(1.0), torch.zeros(2, 9, 9)
     with pytest.raises(ValueError, match=r"lse: expected shape \[2, 9, 9\], got \[2, 9, 8\]"):
         backward(scale, LOGITS, TARGET, None, lse[..., 1:], 255, True, 0.0)
-    with pytest.raises(TypeError, match="lse: expected Float, got Double"):
+    with pytest.raises(ValueError, match="lse: expected Float, got Double"):
         backward(scale, LOGITS, TARGET, None, lse.double(), 255, True, 0.0)
     with pytest.raises(ValueError, match=r"scale: expected one number, got shape \[2\]"):
         backward(torch.ones(2), LOGITS, TARGET, None, lse, 255, True, 0.0)

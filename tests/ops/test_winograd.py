@@ -46,7 +46,7 @@ def test_the_rule_has_both_answers() -> None:
 def test_errors_of_the_rule() -> None:
     with pytest.raises(ValueError, match=r"^winograd_is_faster: dilation: expected 1 to 8388608"):
         OPS.winograd_is_faster(1, 16, 16, 64, 64, 0, torch.float32)
-    with pytest.raises(TypeError, match=r"^winograd_is_faster: dtype: expected float32.*got Int"):
+    with pytest.raises(ValueError, match=r"^winograd_is_faster: dtype: expected float32.*got Int"):
         OPS.winograd_is_faster(1, 16, 16, 64, 64, 1, torch.int32)
 
 

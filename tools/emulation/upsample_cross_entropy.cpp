@@ -30,6 +30,12 @@ int upsample_cross_entropy(const Problem* problem, const void* logits, const int
                                                static_cast<pspfast::LabelType>(label_type), labels, sums, nullptr);
 }
 
+int upsample_cross_entropy_mean(const Problem* problem, int64_t partials, const double* sums, float* loss,
+                                float* weight_sum, bool* valid) {
+  return pspfast::cuda::upsample_cross_entropy_mean(make_params(*problem), partials, sums, loss, weight_sum, valid,
+                                                    nullptr);
+}
+
 int upsample_cross_entropy_backward(const Problem* problem, const void* logits, const int64_t* target,
                                     const float* weight, const float* lse, const float* scale, void* grad_logits,
                                     void* workspace) {

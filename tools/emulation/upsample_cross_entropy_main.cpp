@@ -22,7 +22,10 @@ int run(int64_t classes, int64_t rows, int64_t cols, int64_t height, int64_t wid
   std::vector<float> lse(pixels);
   std::vector<double> sums(3 * upsample_cross_entropy_partials(&problem));
   const float scale = 1;
-  return upsample_cross_entropy(&problem, logits.data(), target.data(), weight.data(), lse.data(), 2, labels.data(),
+  float loss, weight_sum;
+  bool valid;
+  return upsample_cross_entropy_mean(&problem, sums.size() / 3, sums.data(), &loss, &weight_sum, &valid) |
+         upsample_cross_entropy(&problem, logits.data(), target.data(), weight.data(), lse.data(), 2, labels.data(),
                                 sums.data()) |
          upsample_cross_entropy(&problem, logits.data(), target.data(), nullptr, lse.data(), 0, nullptr, sums.data()) |
          upsample_cross_entropy_backward(&problem, logits.data(), target.data(), weight.data(), lse.data(), &scale,
