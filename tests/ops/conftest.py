@@ -10,17 +10,20 @@ from op_tester import IMPLEMENTATIONS
 import pspfast
 
 # mallopt's M_PERTURB, where the C library is glibc: memory that malloc gives out is filled with the
-# complement of a byte. 0x7f7f7f7f is 3e38 in float32, and 0x7f7f NaN in float16.
+# complement of a byte, but for such as it maps anew, which begins at M_MMAP_THRESHOLD, 32 MB at
+# most. 0x7f7f7f7f is 3e38 in float32, and 0x7f7f NaN in float16.
 _M_PERTURB, _FILLED_WITH_7F = -6, 0x80
+_M_MMAP_THRESHOLD, _MOST = -3, 32 << 20
 _perturb = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 1)
 
 
 @pytest.fixture(autouse=True)
 def poisoned_allocations() -> Iterator[None]:
-    """Tensors that an op allocates, in C++ too, hold NaN, and other memory huge numbers: what is
-    read or returned without having been written fails a test."""
+    """Tensors that an op allocates hold NaN in Python, and in C++, as all other memory, huge
+    numbers: what is read or returned without having been written fails a test."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    _perturb(_M_MMAP_THRESHOLD, _MOST)
     _perturb(_M_PERTURB, _FILLED_WITH_7F)
     yield
     _perturb(_M_PERTURB, 0)
