@@ -45,6 +45,14 @@ def _library(stem: str) -> tuple[ctypes.CDLL, dict[int, str]]:
         return ctypes.CDLL(str(library)), {int(at, 16): symbol for at, _, symbol in symbols}
 
 
+def cuda_number(stem: str, function: str, *args: Any) -> int:
+    """What a function of the launchers returns that launches nothing."""
+    library, _ = _library(stem)
+    asked = getattr(library, function)
+    asked.restype = ctypes.c_int64
+    return asked(*args)
+
+
 def cuda_launches(stem: str, function: str, *args: Any) -> list[CudaLaunch]:
     """What the launcher, called as ``emulation/<stem>.cpp`` has it, launches; nothing runs."""
     library, symbols = _library(stem)

@@ -20,7 +20,7 @@ from pspfast.kernels import (
     upsample_cross_entropy,
     upsample_softmax,
 )
-from tools.cuda_launches import CudaLaunch, cuda_launches
+from tools.cuda_launches import CudaLaunch, cuda_launches, cuda_number
 
 BATCH, CHANNELS, SIDE = 16, 2048, 60
 REDUCTION, OUT_CHANNELS = 512, 512
@@ -180,15 +180,29 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
             "upsample_cross_entropy", function, loss_problem, *_pointers(2), None, *args
         )
 
-    moved = (logits.nbytes + target.nbytes + lse.nbytes + labels.nbytes,)
+    partials = cuda_number(
+        "upsample_cross_entropy", "upsample_cross_entropy_partials", loss_problem
+    )
+    moved = logits.nbytes + target.nbytes + lse.nbytes + labels.nbytes
+    # Three sums in float64 for each of their blocks.
+    sums = 3 * 8 * partials
     yield call(
         "upsample_cross_entropy",
         lambda: upsample_cross_entropy.upsample_cross_entropy_forward(
             logits, target, None, 255, True, 0.0, torch.uint8, True
         ),
-        lambda: cuda_loss("upsample_cross_entropy", *_pointers(1), uint8, *_pointers(2)),
-        moved,
-        moved,
+        lambda: [
+            *cuda_loss("upsample_cross_entropy", *_pointers(1), uint8, *_pointers(2)),
+            *cuda_launches(
+                "upsample_cross_entropy",
+                "upsample_cross_entropy_mean",
+                loss_problem,
+                ctypes.c_int64(partials),
+                *_pointers(4),
+            ),
+        ],
+        (moved,),
+        (moved + sums, sums),
         *pixels,
     )
     read = logits.nbytes + target.nbytes + lse.nbytes

@@ -49,7 +49,7 @@ void launch_add_rows(const UpsampleLossParams& params, const float* partial, con
 
 // Sums [partials, 3] become the loss, the sum of weights and whether no target is invalid, in one block.
 __global__ void __launch_bounds__(kColumnThreads)
-    mean_kernel(int64_t partials, const double* __restrict__ sums, float* __restrict__ loss,
+    mean_kernel(const double* __restrict__ sums, int64_t partials, float* __restrict__ loss,
                 float* __restrict__ weight_sum, bool* __restrict__ valid) {
   PSPFAST_SHARED(bytes);
   auto* const scratch = reinterpret_cast<double*>(bytes);
@@ -87,7 +87,7 @@ cudaError_t upsample_cross_entropy(const UpsampleLossParams& params, const void*
 
 cudaError_t upsample_cross_entropy_mean(const UpsampleLossParams&, int64_t partials, const double* sums, void* loss,
                                         void* weight_sum, bool* valid, cudaStream_t stream) {
-  PSPFAST_LAUNCH(mean_kernel, 1, kColumnThreads, kColumnWarps * sizeof(double), stream, partials, sums,
+  PSPFAST_LAUNCH(mean_kernel, 1, kColumnThreads, kColumnWarps * sizeof(double), stream, sums, partials,
                  static_cast<float*>(loss), static_cast<float*>(weight_sum), valid);
   return cudaGetLastError();
 }
