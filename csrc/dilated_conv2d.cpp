@@ -70,17 +70,6 @@ at::Tensor convolve(const WinogradParams& p, const at::Tensor& x, const Winograd
   return out.contiguous(format);
 }
 
-// Measured with 2 cores (AVX-512) against oneDNN 3 and its layout of choice, forward and both gradients: with 16
-// channels on either side Winograd's algorithm is 1.7 to 2.6 times as fast, with 8 slower. Where few tiles share the
-// cost of transforming the weight, or tiles reach far over the borders of a small map's phases, it is slower too: at
-// 256 channels 0.6 times with 4 tiles, and 0.9 times where it saves a factor 2.25 of the multiplications.
-bool winograd_is_faster(const WinogradParams& p) {
-  constexpr int64_t kFewestChannels = 16, kFewestTiles = 16;
-  const int64_t multiplications = kTilePositions * p.tiles(), direct = 9 * p.batch * p.height * p.width;
-  return p.dtype != DType::kFloat64 && std::min(p.in_channels, p.out_channels) >= kFewestChannels &&
-         p.tiles() >= kFewestTiles && 2 * direct >= 5 * multiplications;
-}
-
 // The gradients of x and of the weight, those that are asked for.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> library_backward(const at::Tensor& grad, const at::Tensor& x,
                                                                 const at::Tensor& weight, int64_t dilation, bool of_x,
@@ -145,7 +134,7 @@ at::Tensor grad_weight(const at::Tensor& grad, const at::Tensor& x, int64_t dila
   if (winograd_is_faster(p)) {
     const at::Tensor sums = p.dtype == DType::kFloat32 ? weight : at::empty_like(weight, at::kFloat);
     cpu::winograd_weight_gradient(p, x.contiguous(kChannelsLast).const_data_ptr(),
-                                  grad.contiguous(kChannelsLast).const_data_ptr(), channels_last,
+                                  grad.contiguous(kChannelsLast).const_data_ptr(), channels_last, p.in_channels,
                                   sums.mutable_data_ptr<float>());
     return sums.to(weight.scalar_type());
   }
