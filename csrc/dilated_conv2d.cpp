@@ -55,17 +55,6 @@ Tensor convolve(const WinogradParams& p, const Tensor& x, const WinogradWeight& 
   return in_format(out, format);
 }
 
-// Measured with 2 cores (AVX-512) against oneDNN 3 and its layout of choice, forward and both gradients: with 16
-// channels on either side Winograd's algorithm is 1.7 to 2.6 times as fast, with 8 slower. Where few tiles share the
-// cost of transforming the weight, or tiles reach far over the borders of a small map's phases, it is slower too: at
-// 256 channels 0.6 times with 4 tiles, and 0.9 times where it saves a factor 2.25 of the multiplications.
-bool winograd_is_faster(const WinogradParams& p) {
-  constexpr int64_t kFewestChannels = 16, kFewestTiles = 16;
-  const int64_t multiplications = kTilePositions * p.tiles(), direct = 9 * p.batch * p.height * p.width;
-  return p.dtype != DType::kFloat64 && std::min(p.in_channels, p.out_channels) >= kFewestChannels &&
-         p.tiles() >= kFewestTiles && 2 * direct >= 5 * multiplications;
-}
-
 // The library's convolution.
 Tensor library_forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, int64_t dilation) {
   const Ints ones = {1, 1}, dilations = {dilation, dilation};
@@ -139,7 +128,7 @@ Tensor grad_weight(const Tensor& grad, const Tensor& x, int64_t dilation, bool c
   if (winograd_is_faster(p)) {
     const Tensor grad_weight = new_tensor(shape, ScalarType::Float, x, format);
     cpu::winograd_weight_gradient(p, in_format(x, kChannelsLast).const_data_ptr(),
-                                  in_format(grad, kChannelsLast).const_data_ptr(), channels_last,
+                                  in_format(grad, kChannelsLast).const_data_ptr(), channels_last, p.in_channels,
                                   static_cast<float*>(grad_weight.mutable_data_ptr()));
     return as_dtype(grad_weight, x.scalar_type());
   }

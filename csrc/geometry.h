@@ -54,6 +54,16 @@ PSPFAST_HOST_DEVICE inline Tap<A> interpolation_tap(int32_t position, int32_t si
   return {low, low + 1 < sources ? low + 1 : low, weight};
 }
 
+// The source that mode "nearest" of F.interpolate takes, rounded as there: in float, whatever the maps' type. (On the
+// CPU torch computes the sources of contiguous float64 maps in double, and those of all others in float.)
+PSPFAST_HOST_DEVICE inline int32_t nearest_source(int64_t position, int64_t size, int64_t sources) {
+  if (size == sources) return static_cast<int32_t>(position);
+  if (size == 2 * sources) return static_cast<int32_t>(position / 2);
+  const float scale = static_cast<float>(sources) / static_cast<float>(size);
+  const auto source = static_cast<int64_t>(static_cast<float>(position) * scale);
+  return static_cast<int32_t>(source < sources ? source : sources - 1);
+}
+
 constexpr int kMaxLevels = 8;
 // Largest sum of `bins` over all levels, that is, bins on one axis; (1,2,3,6) has 12.
 constexpr int kMaxAxisBins = 64;

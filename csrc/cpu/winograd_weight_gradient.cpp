@@ -23,13 +23,14 @@ int64_t group_size(const WinogradParams& p) {
 template <class T>
 class WeightGradient {
  public:
-  WeightGradient(const WinogradParams& p, const T* x, const T* grad, bool channels_last, float* grad_weight)
+  WeightGradient(const WinogradParams& p, const T* x, const T* grad, bool channels_last, int64_t weight_channels,
+                 float* grad_weight)
       : p_(p),
         x_(x),
         grad_(grad),
-        out_stride_(9 * p.in_channels),
+        out_stride_(9 * weight_channels),
         in_stride_(channels_last ? 1 : 9),
-        tap_stride_(channels_last ? p.in_channels : 1),
+        tap_stride_(channels_last ? weight_channels : 1),
         grad_weight_(grad_weight) {}
 
   void run() const {
@@ -95,10 +96,12 @@ class WeightGradient {
 }  // namespace
 
 void winograd_weight_gradient(const WinogradParams& params, const void* x, const void* grad, bool channels_last,
-                              float* grad_weight) {
+                              int64_t weight_channels, float* grad_weight) {
   dispatch_dtype_but_double(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    WeightGradient<T>(params, static_cast<const T*>(x), static_cast<const T*>(grad), channels_last, grad_weight).run();
+    WeightGradient<T>(params, static_cast<const T*>(x), static_cast<const T*>(grad), channels_last, weight_channels,
+                      grad_weight)
+        .run();
   });
 }
 
