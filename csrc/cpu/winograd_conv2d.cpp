@@ -13,6 +13,9 @@ namespace {
 
 // Filters of so many channels that are transformed at a time, where they are not yet: 19 MB.
 constexpr int64_t kFilters = 256;
+// A transformed weight of up to so many numbers, 64 MB, is made once where several chunks of tiles need it: each would
+// spend 8 % of its time on making it again.
+constexpr int64_t kLargestKeptWeight = 16 << 20;
 // A weight of this size stays in the last-level cache, and is worth reading again for every few tiles, whose
 // transformed tensors then stay in a core's own cache.
 constexpr int64_t kSmallWeight = 256 * 256;
@@ -46,8 +49,8 @@ template <class T>
 class Convolution {
  public:
   Convolution(const WinogradParams& p, const T* x, const WinogradWeight& weight, const WinogradEpilogue& epilogue,
-              T* out)
-      : p_(p), x_(x), weight_(weight), epilogue_(epilogue), out_(out) {}
+              T* out, Workspace& workspace)
+      : p_(p), x_(x), weight_(weight), epilogue_(epilogue), out_(out), workspace_(workspace) {}
 
   void run() const {
     const int64_t weight_size = p_.in_channels * p_.out_channels;
@@ -82,10 +85,7 @@ class Convolution {
   void run_in_stages() const {
     const int64_t most = tiles_at_a_time(p_);
     const int64_t in_size = transformed_size(chunk_blocks(p_.in_channels), most);
-    // Training, which transforms its weights, needs the memory for other things in between.
-    Workspace passing;
-    Workspace& workspace = weight_.transformed ? kept_workspace : passing;
-    float* const in = workspace.room_for(in_size + transformed_size(chunk_blocks(p_.out_channels), most));
+    float* const in = workspace_.room_for(in_size + transformed_size(chunk_blocks(p_.out_channels), most));
     float* const out = in + in_size;
     const auto room = weight_scratch(channel_blocks(kFilters), chunk_blocks(p_.in_channels));
     for_each_even_chunk(p_.tiles(), most, [&](int64_t begin, int64_t tiles) {
@@ -157,15 +157,28 @@ class Convolution {
   const WinogradWeight& weight_;
   const WinogradEpilogue& epilogue_;
   T* out_;
+  Workspace& workspace_;
 };
 
 }  // namespace
 
 void winograd_conv2d(const WinogradParams& params, const void* x, const WinogradWeight& weight,
                      const WinogradEpilogue& epilogue, void* out) {
+  WinogradWeight used = weight;
+  const int64_t size = kTilePositions * winograd_weight_stride(params.in_channels, params.out_channels);
+  Scratch<float> once;
+  if (!weight.transformed && params.in_channels * params.out_channels > kSmallWeight &&
+      params.tiles() > tiles_at_a_time(params) && size <= kLargestKeptWeight) {
+    once = scratch<float>(size);
+    winograd_weight(params, weight, once.get());
+    used.transformed = once.get();
+  }
+  // Training, which transforms its weights, needs the memory for other things in between.
+  Workspace passing;
+  Workspace& workspace = weight.transformed ? kept_workspace : passing;
   dispatch_dtype_but_double(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    Convolution<T>(params, static_cast<const T*>(x), weight, epilogue, static_cast<T*>(out)).run();
+    Convolution<T>(params, static_cast<const T*>(x), used, epilogue, static_cast<T*>(out), workspace).run();
   });
 }
 
