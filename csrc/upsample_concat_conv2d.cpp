@@ -101,8 +101,10 @@ Tensor grad_map(const Tensor& grad, const Tensor& weight, int64_t first_channel,
   const auto p = make_params(op, grad.size(0), grad.size(2), grad.size(3), weight.size(1), weight.size(0),
                              weight.size(2), align_corners, nearest, is_channels_last(weight), dtype);
   check_size(op, p, size[0], size[1]);
-  const Tensor result = new_tensor({p.batch, channels, size[0], size[1]}, grad.scalar_type(), grad, kChannelsLast);
-  if (result.numel() > 0) {
+  Tensor result = new_tensor({p.batch, channels, size[0], size[1]}, grad.scalar_type(), grad, kChannelsLast);
+  if (p.out_channels == 0) {
+    torch::stable::zero_(result);
+  } else if (result.numel() > 0) {
     const Tensor filters = in_format(weight, format_of_flag(p.weight_channels_last));
     cpu::upsample_concat_conv2d_grad_map(p, {channels, first_channel, size[0], size[1], nullptr},
                                          in_format(grad, kChannelsLast).const_data_ptr(), filters.const_data_ptr(),

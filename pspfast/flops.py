@@ -82,6 +82,57 @@ def _upsample_add_backward(
     return _upsampling(grad.shape, bins, kernel_size)
 
 
+def _mixed(source: Sequence[int], result: Sequence[int], kernel_size: int, nearest: bool) -> int:
+    """A map ``[N, C, h, w]``'s share of a result ``[N, O, H, W]``: products at its own size, then
+    interpolation from them, rows first, for every column of the map and tap of a column."""
+    batch, out_channels, height, width = result
+    channels, rows, cols = source[1:]
+    products = 2 * batch * rows * cols * kernel_size**2 * channels * out_channels
+    if (rows, cols) == (height, width):
+        return products
+    taps = kernel_size * (1 if nearest else 2)
+    return products + 2 * batch * out_channels * height * taps * (kernel_size * cols + width)
+
+
+def _upsample_concat(
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    bias: Any,
+    size: Any,
+    align_corners: bool,
+    nearest: bool,
+    relu: bool,
+    out_val: Tensor,
+) -> int:
+    return sum(_mixed(m.shape, out_val.shape, weight.shape[2], nearest) for m in maps)
+
+
+def _upsample_concat_grad_map(
+    grad: Tensor,
+    weight: Tensor,
+    first_channel: int,
+    channels: int,
+    size: Any,
+    align_corners: bool,
+    nearest: bool,
+    channels_last: bool,
+    out_val: Tensor,
+) -> int:
+    return _mixed(out_val.shape, grad.shape, weight.shape[2], nearest)
+
+
+def _upsample_concat_grad_weight(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    kernel_size: int,
+    align_corners: bool,
+    nearest: bool,
+    channels_last: bool,
+    out_val: Tensor,
+) -> int:
+    return sum(_mixed(m.shape, grad.shape, kernel_size, nearest) for m in maps)
+
+
 _FORMULAS: dict[str, Callable[..., int]] = {
     "dilated_conv2d": _convolution,
     "dilated_conv2d_grad_input": _grad_input,
@@ -92,6 +143,9 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 # Of the CPU alone.
 _CPU_FORMULAS: dict[str, Callable[..., int]] = {
     "winograd_conv2d": _winograd,
+    "upsample_concat_conv2d": _upsample_concat,
+    "upsample_concat_conv2d_grad_map": _upsample_concat_grad_map,
+    "upsample_concat_conv2d_grad_weight": _upsample_concat_grad_weight,
     "pyramid_mix": _mix,
     "pyramid_mix_backward": _mix_backward,
 }

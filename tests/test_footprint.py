@@ -7,8 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from pspfast.ops import batch_norm_relu, dilated_conv2d, pyramid_conv2d
+from pspfast.ops import (
+    batch_norm_relu,
+    dilated_conv2d,
+    pyramid_conv2d,
+    upsample_concat_conv2d,
+)
 from tools import footprint
 from tools.operator_costs import Cost, Footprint
 from tools.roofline import least_seconds
@@ -46,6 +52,20 @@ def test_dilated_convolution_has_the_flops_of_the_direct_one() -> None:
     ours = flops(lambda x, w: dilated_conv2d(x, w, dilation=2), *shapes)
     assert ours == flops(lambda x, w: F.conv2d(x, w, padding=2, dilation=2), *shapes)
     assert ours == 3 * 2 * 2 * 13 * 11 * 8 * 16 * 9
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_convolution_of_maps_of_several_sizes_has_a_third_of_the_flops(kernel_size: int) -> None:
+    """1 + 1/4 + 1/16 + 1/64 of 4, and a little for interpolation; gradients twice that."""
+    maps = [torch.randn(1, 256, 64 >> i, 64 >> i, requires_grad=True) for i in range(4)]
+    weight = torch.randn(256, 1024, kernel_size, kernel_size, requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        out = upsample_concat_conv2d(maps, weight)
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    eager = 2 * weight.numel() * 64 * 64
+    assert 0.332 * eager < forward.get_total_flops() < 0.34 * eager
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()
 
 
 def test_pyramid_convolution_has_half_the_flops() -> None:

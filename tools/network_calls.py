@@ -100,8 +100,8 @@ def _upsample_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
         # Room for eight levels.
         return _integers(*sizes, *options, len(PYRAMID), *PYRAMID, 0, 0, 0, 0)
 
-    def cuda(function: str, problem: Any, pointers: int) -> list[CudaLaunch]:
-        return cuda_launches("pyramid_upsample", function, problem, *_pointers(pointers))
+    def cuda(part: str, *args: Any) -> list[CudaLaunch]:
+        return cuda_launches("pyramid_upsample", f"pyramid_upsample{part}", *args)
 
     base = _empty((BATCH, OUT_CHANNELS, SIDE, SIDE), dtype, channels_last)
     bias = _empty((OUT_CHANNELS,), dtype)
@@ -114,9 +114,7 @@ def _upsample_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
             base, mixed, bias, PYRAMID, True, True
         ),
         # The copied channels' pointer is null.
-        lambda: cuda_launches(
-            "pyramid_upsample", "pyramid_upsample", summed, *_pointers(2), None, *_pointers(2)
-        ),
+        lambda: cuda("", summed, *_pointers(2), None, *_pointers(2)),
         moved,
         moved,
         base.numel(),
@@ -126,7 +124,7 @@ def _upsample_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     yield call(
         "pyramid_conv2d, levels added, backward",
         lambda: pyramid_upsample.pyramid_upsample_add_backward(base, PYRAMID, True, 3),
-        lambda: cuda("pyramid_upsample_backward", summed, 2),
+        lambda: cuda("_backward", summed, *_pointers(2)),
         moved,
         moved,
         base.numel(),
@@ -143,9 +141,7 @@ def _upsample_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     yield call(
         "pyramid_concat",
         lambda: pyramid_upsample.pyramid_concat_forward(x, priors, PYRAMID, True),
-        lambda: cuda_launches(
-            "pyramid_upsample", "pyramid_upsample", concatenated, None, None, *_pointers(3)
-        ),
+        lambda: cuda("", concatenated, None, None, *_pointers(3)),
         (x.nbytes + priors.nbytes + out.nbytes,),
         (2 * x.nbytes, values + levels.nbytes),
         out.numel(),
@@ -154,7 +150,7 @@ def _upsample_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     yield call(
         "pyramid_concat backward",
         lambda: pyramid_upsample.pyramid_concat_backward(out, PYRAMID, True, REDUCTION),
-        lambda: cuda("pyramid_upsample_backward", concatenated, 2),
+        lambda: cuda("_backward", concatenated, *_pointers(2)),
         (levels.nbytes + priors.nbytes,),
         (levels.nbytes + values,),
         levels.numel(),
@@ -174,32 +170,25 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     uint8 = ctypes.c_int(0)
     pixels = (target.numel(), "of the labels")
 
-    def cuda_loss(function: str, *args: Any) -> list[CudaLaunch]:
-        # The class weights' pointer is null.
-        return cuda_launches(
-            "upsample_cross_entropy", function, loss_problem, *_pointers(2), None, *args
-        )
+    op = "upsample_cross_entropy"
 
-    partials = cuda_number(
-        "upsample_cross_entropy", "upsample_cross_entropy_partials", loss_problem
-    )
+    def cuda_loss(part: str, *args: Any) -> list[CudaLaunch]:
+        return cuda_launches(op, f"{op}{part}", loss_problem, *args)
+
+    # Two tensors, and no class weights.
+    given = (*_pointers(2), None)
+    partials = cuda_number(op, f"{op}_partials", loss_problem)
     moved = logits.nbytes + target.nbytes + lse.nbytes + labels.nbytes
     # Three sums in float64 for each of their blocks.
     sums = 3 * 8 * partials
     yield call(
-        "upsample_cross_entropy",
+        op,
         lambda: upsample_cross_entropy.upsample_cross_entropy_forward(
             logits, target, None, 255, True, 0.0, torch.uint8, True
         ),
         lambda: [
-            *cuda_loss("upsample_cross_entropy", *_pointers(1), uint8, *_pointers(2)),
-            *cuda_launches(
-                "upsample_cross_entropy",
-                "upsample_cross_entropy_mean",
-                loss_problem,
-                ctypes.c_int64(partials),
-                *_pointers(4),
-            ),
+            *cuda_loss("", *given, *_pointers(1), uint8, *_pointers(2)),
+            *cuda_loss("_mean", ctypes.c_int64(partials), *_pointers(4)),
         ],
         (moved,),
         (moved + sums, sums),
@@ -209,22 +198,21 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     # Two sums in float32 for every logit.
     partial_sums = 2 * 4 * logits.numel()
     yield call(
-        "upsample_cross_entropy backward",
+        f"{op} backward",
         lambda: upsample_cross_entropy.upsample_cross_entropy_backward(
             lse[0, 0, 0], logits, target, None, lse, 255, True, 0.0
         ),
-        lambda: cuda_loss("upsample_cross_entropy_backward", *_pointers(4)),
+        lambda: cuda_loss("_backward", *given, *_pointers(4)),
         (read + logits.nbytes,),
         (read + partial_sums, partial_sums + logits.nbytes),
         *pixels,
     )
     moved = (logits.nbytes + labels.nbytes,)
+    argmax = (problem, *_pointers(1), uint8, *_pointers(1))
     yield call(
         "upsample_argmax",
         lambda: upsample_argmax.upsample_argmax(logits, SIZE, SIZE, True, torch.uint8),
-        lambda: cuda_launches(
-            "upsample_argmax", "upsample_argmax", problem, *_pointers(1), uint8, *_pointers(1)
-        ),
+        lambda: cuda_launches(*["upsample_argmax"] * 2, *argmax),
         moved,
         moved,
         *pixels,
@@ -288,16 +276,14 @@ def _conv_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     x = _empty((BATCH, CHANNELS, SIDE, SIDE), dtype, True)
     grad = _empty((BATCH, OUT_CHANNELS, SIDE, SIDE), dtype, True)
     weight = _empty((OUT_CHANNELS, CHANNELS, 3, 3), dtype, True)
+    conv = dilated_conv2d
     launches = {
-        "dilated_conv2d": lambda: dilated_conv2d.dilated_conv2d(x, weight, None, 1, None, False),
-        "dilated_conv2d, gradient of x": lambda: dilated_conv2d.dilated_conv2d_grad_input(
-            grad, weight, 1
-        ),
-        "dilated_conv2d, gradient of the weight": lambda: dilated_conv2d.dilated_conv2d_grad_weight(
-            grad, x, 1
-        ),
+        "": partial(conv.dilated_conv2d, x, weight, None, 1, None, False),
+        ", gradient of x": partial(conv.dilated_conv2d_grad_input, grad, weight, 1),
+        ", gradient of the weight": partial(conv.dilated_conv2d_grad_weight, grad, x, 1),
     }
-    for op, triton in launches.items():
+    for part, triton in launches.items():
+        op = f"dilated_conv2d{part}"
         yield call(op, triton, None, (), (), 1, "")
         if dtype == torch.float32:
             yield call(f"{op}, not rounded", _exact(triton), None, (), (), 1, "")

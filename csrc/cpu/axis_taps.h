@@ -45,7 +45,7 @@ class AxisTaps {
   std::span<const AxisTap<A>> of_position(int64_t position) const { return by_position_[position]; }
   std::span<const AxisTap<A>> of_source(int64_t source, int k) const { return by_source_[source * kernel_size_ + k]; }
 
-  // Positions [first, last] that read a source by any tap; first > last where none does.
+  // Positions [first, last] that read a source by any tap. There are some: an axis has no more sources than positions.
   std::pair<int64_t, int64_t> positions_of(int64_t source) const {
     int64_t first = by_position_.size(), last = -1;
     for (int k = 0; k < kernel_size_; ++k) {

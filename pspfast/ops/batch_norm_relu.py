@@ -7,6 +7,7 @@ for backward, which computes both again from x.
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_floating, check_map, check_residual, format_of, sum_dtype
+from pspfast.ops.common.checks import (
+    check_floating,
+    check_map,
+    check_residual,
+    format_of,
+    sum_dtype,
+)
 
 _OP = "batch_norm_relu"
 
@@ -66,9 +73,8 @@ def batch_norm_relu(
     check_map(_OP, "x", x)
     count = x.shape[0] * x.shape[2] * x.shape[3]
     if count < 2:
-        raise ValueError(
-            f"{_OP}: x: expected at least 2 values per channel, got shape {list(x.shape)}"
-        )
+        got = list(x.shape)
+        raise ValueError(f"{_OP}: x: expected at least 2 values per channel, got shape {got}")
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         if running is not None:
             _check_per_channel(name, running, x)
@@ -81,8 +87,7 @@ def batch_norm_relu_with_statistics(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu: bool, eps: float
 ) -> BatchNormOutput:
     """:func:`batch_norm_relu`, and the mean and variance of x that it normalised with."""
-    backend = _select(x)
-    if backend != "cpu":
+    if (backend := _select(x)) != "cpu":
         _check_inputs(x, weight, bias, residual)
     if backend == "reference":
         return batch_norm_relu_reference(x, weight, bias, residual, relu=relu, eps=eps)
@@ -213,12 +218,10 @@ def _register_autograd(suffix: str) -> None:
             out = batch_norm_relu_reference(
                 x, weight, bias, residual, relu=ctx.relu, eps=ctx.eps
             ).out
-            leaves = [t for t in (x, weight, bias, residual) if t is not None and t.requires_grad]
+            needed = [t is not None and t.requires_grad for t in (x, weight, bias, residual)]
+            leaves = list(compress((x, weight, bias, residual), needed))
             found = iter(torch.autograd.grad(out, leaves, grad, create_graph=True))
-            grads = [
-                next(found) if t is not None and t.requires_grad else None
-                for t in (x, weight, bias, residual)
-            ]
+            grads = [next(found) if is_needed else None for is_needed in needed]
         else:
             op = getattr(torch.ops.pspfast, f"{_OP}_backward{suffix}")
             grads = list(op(grad, x, mean, var, weight, bias, residual, ctx.relu, ctx.eps))

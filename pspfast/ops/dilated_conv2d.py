@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from pspfast import backends
-from pspfast.ops._checks import (
+from pspfast.ops.common.checks import (
     MAX_AXIS_SIZE,
     autocast,
     check_bias,
@@ -27,7 +27,7 @@ from pspfast.ops._checks import (
     is_autocast,
     is_channels_last,
 )
-from pspfast.ops._fastest import fastest, size_class
+from pspfast.ops.common.fastest import fastest, size_class
 
 _OP = "dilated_conv2d"
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_bins, check_map, check_priors, format_of, is_autocast
+from pspfast.ops.common.checks import check_bins, check_map, check_priors, format_of, is_autocast
 
 
 def pyramid_concat(

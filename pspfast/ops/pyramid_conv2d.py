@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import (
+from pspfast.ops.common.checks import (
     autocast,
     check_bias,
     check_bins,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import format_of, sum_dtype
+from pspfast.ops.common.checks import format_of, sum_dtype
 
 
 def pyramid_mix(

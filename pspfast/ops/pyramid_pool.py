@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_bins, check_map, is_channels_last
+from pspfast.ops.common.checks import check_bins, check_map, is_channels_last
 
 
 def pyramid_pool(x: Tensor, bins: Sequence[int]) -> Tensor:

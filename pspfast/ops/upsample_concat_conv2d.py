@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import (
+from pspfast.ops.common.checks import (
     MAX_AXIS_SIZE,
     autocast,
     check_bias,
@@ -148,9 +148,7 @@ def _check_inputs(
         )
     check_same(_OP, "weight", weight, "maps", maps[0])
     if size is not None and (len(size) != 2 or not all(1 <= s <= MAX_AXIS_SIZE for s in size)):
-        raise ValueError(
-            f"{_OP}: size: expected (H, W) of 1 to {MAX_AXIS_SIZE}, got {tuple(size)}"
-        )
+        raise ValueError(f"{_OP}: size: expected (H, W) of 1 to {MAX_AXIS_SIZE}, got {tuple(size)}")
     if mode not in ("bilinear", "nearest"):
         raise ValueError(f"{_OP}: mode: expected 'bilinear' or 'nearest', got {mode!r}")
     if mode == "nearest" and align_corners:
@@ -236,12 +234,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad = grad.contiguous(memory_format=torch.channels_last)
     interpolation = (ctx.align_corners, ctx.nearest)
     ops = torch.ops.pspfast
-    if needs_weight:
-        channels_last = is_channels_last(weight)
-        sums = ops.upsample_concat_conv2d_grad_weight(
-            grad, maps, weight.shape[2], *interpolation, channels_last
-        )
-        grad_weight = sums.to(weight.dtype)
     grad_maps: list[Tensor | None] = []
     first = 0
     for x, needed in zip(maps, needs_maps, strict=True):
@@ -253,6 +245,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             else None
         )
         first += x.shape[1]
+    if needs_weight:
+        channels_last = is_channels_last(weight)
+        sums = ops.upsample_concat_conv2d_grad_weight(
+            grad, maps, weight.shape[2], *interpolation, channels_last
+        )
+        grad_weight = sums.to(weight.dtype)
     return grad_maps, grad_weight, grad_bias, *[None] * 4
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_floating, check_logits, format_of, sum_dtype
+from pspfast.ops.common.checks import check_floating, check_logits, format_of, sum_dtype
 from pspfast.ops.upsample_argmax import label_dtype_of, upsample_argmax_reference
 
 _OP = "upsample_cross_entropy"

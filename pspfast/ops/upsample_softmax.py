@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspfast import backends
-from pspfast.ops._checks import check_logits, check_size, sum_dtype
+from pspfast.ops.common.checks import check_logits, check_size, sum_dtype
 
 _OP = "upsample_softmax"
 

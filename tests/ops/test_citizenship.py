@@ -22,6 +22,9 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "pyramid_concat": lambda x: ops.pyramid_concat(x, PRIORS.to(x), BINS),
     "pyramid_conv2d": lambda x: ops.pyramid_conv2d(x, PRIORS.to(x), LEVELS_WEIGHT.to(x), BINS),
     "dilated_conv2d": lambda x: ops.dilated_conv2d(x, WEIGHT.to(x), relu=True),
+    "upsample_concat_conv2d": lambda x: ops.upsample_concat_conv2d(
+        [x, x[..., ::2, ::2]], LEVELS_WEIGHT.to(x), relu=True
+    ),
     "upsample_softmax": lambda x: ops.upsample_softmax(x, (17, 17)),
     "upsample_cross_entropy": lambda x: ops.upsample_cross_entropy(x, TARGET.to(x.device)),
 }

@@ -7,8 +7,8 @@ import torch
 import triton.testing
 from torch import distributed, multiprocessing
 
-from pspfast.ops import _fastest
-from pspfast.ops._fastest import fastest, size_class
+from pspfast.ops.common import fastest as choice
+from pspfast.ops.common.fastest import fastest, size_class
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         calls.append(run())
         return calls[-1]
 
-    monkeypatch.setattr(_fastest, "_choices", {})
+    monkeypatch.setattr(choice, "_choices", {})
     monkeypatch.setattr(triton.testing, "do_bench", do_bench)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1000)

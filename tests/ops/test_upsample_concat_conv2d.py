@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_tester import OpTester, with_reference
+from op_tester import OpTester, channels_last, contiguous, with_reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspfast.ops import upsample_concat_conv2d
 
 Shape = tuple[int, ...]
-# (size, mode, align_corners, relu)
+# (mode, align_corners)
 HALF_PIXELS, CORNERS = ("bilinear", False), ("bilinear", True)
 NEAREST = ("nearest", False)
 
@@ -77,13 +77,11 @@ class TestUpsampleConcatConv2d(OpTester):
         return oracle(maps, weight, size, mode, align_corners, bias)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_opcheck_of_the_ops_behind_it(kernel_size: int, channels_last: bool) -> None:
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-
+def test_opcheck_of_the_ops_behind_it(kernel_size: int, layout: Callable[..., Tensor]) -> None:
     def make(*shape: int) -> Tensor:
-        return torch.randn(shape).contiguous(memory_format=memory_format).requires_grad_()
+        return layout(torch.randn(shape)).requires_grad_()
 
     maps = [make(2, 3, 7, 8), make(2, 2, 4, 3)]
     weight, bias = make(4, 5, kernel_size, kernel_size), torch.randn(4, requires_grad=True)
@@ -95,11 +93,11 @@ def test_opcheck_of_the_ops_behind_it(kernel_size: int, channels_last: bool) -> 
     grad, weight, *maps = (t.detach() for t in (make(2, 4, 7, 8), weight, *maps))
     torch.library.opcheck(
         ops.upsample_concat_conv2d_grad_map,
-        (grad, weight, 3, 2, [4, 3], True, False, channels_last),
+        (grad, weight, 3, 2, [4, 3], True, False, layout is channels_last),
     )
     torch.library.opcheck(
         ops.upsample_concat_conv2d_grad_weight,
-        (grad, maps, kernel_size, False, True, channels_last),
+        (grad, maps, kernel_size, False, True, layout is channels_last),
     )
 
 
@@ -127,7 +125,8 @@ def test_any_maps(
     relu: bool,
 ) -> None:
     mode, align_corners = interpolation
-    sources = [torch.randn(2, *shape, dtype=torch.float64) for shape in maps]
+    # Of contiguous maps of float64 torch finds the nearest source by another rounding.
+    sources = [channels_last(torch.randn(2, *shape, dtype=torch.float64)) for shape in maps]
     channels = sum(shape[0] for shape in maps)
     weight = torch.randn(out_channels, channels, kernel_size, kernel_size, dtype=torch.float64)
     inputs = [t.requires_grad_() for t in (*sources, weight)]
@@ -147,7 +146,8 @@ def test_any_maps(
 
 @pytest.mark.parametrize("sources", [1, 2, 3, 7, 12, 31, 100])
 def test_nearest_sources_are_those_of_torch(sources: int) -> None:
-    """Rounding decides which source is nearest, where a position is between two."""
+    """Rounding decides which source is nearest, where a position is between two. torch rounds in
+    float32, but for contiguous maps of float64."""
     row = torch.arange(sources, dtype=torch.float32).expand(1, 2, 1, -1)
     weight = torch.eye(2).view(2, 2, 1, 1)
     for x in (row.contiguous(), row.contiguous(memory_format=torch.channels_last)):
@@ -222,7 +222,10 @@ def test_no_interpolated_map_is_allocated() -> None:
         saved.append(tensor.numel())
         return tensor
 
-    with LargestTensor() as largest, torch.autograd.profiler.profile(profile_memory=True) as profile:
+    with (
+        LargestTensor() as largest,
+        torch.autograd.profiler.profile(profile_memory=True) as profile,
+    ):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             out = upsample_concat_conv2d(maps, weight, (64, 64))
         out.sum().backward()
@@ -259,6 +262,13 @@ BAD_INPUTS = [
     ({"size": (0, 8)}, ValueError, r"size: expected \(H, W\) of 1 to 8388608, got \(0, 8\)"),
     ({"mode": "bicubic"}, ValueError, "mode: expected 'bilinear' or 'nearest', got 'bicubic'"),
     ({"mode": "nearest", "align_corners": True}, ValueError, "align_corners: expected False"),
+    ({"weight": WEIGHT.to("meta")}, ValueError, "weight: expected device cpu as maps, got meta"),
+    (
+        {"maps": [MAPS[0], MAPS[1].to("meta")]},
+        ValueError,
+        "maps: expected device cpu as the first, got meta",
+    ),
+    ({"bias": torch.zeros(4, device="meta")}, ValueError, "bias: expected device cpu as x, got"),
     ({"bias": torch.zeros(3)}, ValueError, r"bias: expected \[O\] with O = 4, got shape \[3\]"),
     ({"bias": torch.zeros(4).half()}, TypeError, "bias: expected torch.float32 as x, got"),
 ]

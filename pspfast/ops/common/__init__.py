@@ -1,0 +1,1 @@
+"""What several ops use: checks of arguments, and the choice of the fastest implementation."""
