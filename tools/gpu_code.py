@@ -105,13 +105,14 @@ def cuda_rows(calls: Iterable[Call]) -> Iterator[Row]:
                 if code.name == launch.kernel
             ]
             assert [code.threads for code in codes] == [launch.threads] * len(CHIPS), launch
-            match = re.search(r"(\w+)<(.*?)>\(", launch.kernel)
+            # A kernel that is no template has no arguments.
+            match = re.search(r"(\w+)(<.*?>)?\(", launch.kernel)
             assert match is not None
-            arguments = re.sub(r"float|__half|__nv_bfloat16", "T", match[2])
+            arguments = re.sub(r"float|__half|__nv_bfloat16", "T", match[2] or "")
             cells = cells_of(
                 codes, [launch.shared_bytes] * len(CHIPS), bytes_an_element(call, moved)
             )
-            kernel = f"`{match[1]}<{arguments}>`"
+            kernel = f"`{match[1]}{arguments}`"
             yield Row(call.op, kernel, (DTYPES[call.dtype],), (layout(call),), cells)
 
 

@@ -45,7 +45,7 @@ class Call:
     # Bytes that each kernel reads and writes, in the order of launches; every tensor counts once.
     # None where they are few.
     triton_bytes: tuple[int | None, ...]
-    cuda_bytes: tuple[int, ...]
+    cuda_bytes: tuple[int | None, ...]
     elements: int
     element: str
 
@@ -178,9 +178,7 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     # Two tensors, and no class weights.
     given = (*_pointers(2), None)
     partials = cuda_number(op, f"{op}_partials", loss_problem)
-    moved = logits.nbytes + target.nbytes + lse.nbytes + labels.nbytes
-    # Three sums in float64 for each of their blocks.
-    sums = 3 * 8 * partials
+    moved = (logits.nbytes + target.nbytes + lse.nbytes + labels.nbytes,)
     yield call(
         op,
         lambda: upsample_cross_entropy.upsample_cross_entropy_forward(
@@ -190,8 +188,8 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
             *cuda_loss("", *given, *_pointers(1), uint8, *_pointers(2)),
             *cuda_loss("_mean", ctypes.c_int64(partials), *_pointers(4)),
         ],
-        (moved,),
-        (moved + sums, sums),
+        moved,
+        (*moved, None),
         *pixels,
     )
     read = logits.nbytes + target.nbytes + lse.nbytes
