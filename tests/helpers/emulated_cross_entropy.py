@@ -134,7 +134,7 @@ class UpsampleLoss:
         assert error == 0
         expected = torch.tensor([loss / weight_sum if weight_sum else 0.0, weight_sum])
         got = torch.cat([unpoisoned(mean, (1,)), unpoisoned(weight, (1,))])
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0, equal_nan=True)
         assert valid.tolist() == [invalid == 0, 2]
 
     def backward(
