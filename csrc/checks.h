@@ -91,14 +91,24 @@ inline PyramidLevels check_bins(const char* op, const Ints& bins) {
   return make_pyramid_levels(bins.data(), static_cast<int>(bins.size()));
 }
 
+inline void check_sizes(const char* op, const char* argument, int64_t height, int64_t width) {
+  for (const int64_t size : {height, width}) {
+    PSPFAST_CHECK(size >= 1 && size <= kMaxAxisSize, op, ": ", argument, ": expected H and W of 1 to ", kMaxAxisSize,
+                  ", got ", height, " and ", width);
+  }
+}
+
+// Checks that taps, which interpolate rows and cols to height and width, can be computed in int32.
+inline void check_taps(const char* op, int64_t height, int64_t rows, int64_t width, int64_t cols) {
+  PSPFAST_CHECK(std::max(height * rows, width * cols) < int64_t(1) << 30, op,
+                ": size: expected H h and W w below 2^30, got ", height, " x ", rows, " and ", width, " x ", cols);
+}
+
 // Checks that the kernels take a map [N, C, H, W].
 inline DType check_map(const char* op, const char* argument, const Tensor& map) {
   PSPFAST_CHECK(map.dim() == 4, op, ": ", argument, ": expected [N, C, H, W], got shape ", map.sizes());
   const DType dtype = check_dtype(op, argument, map);
-  for (const int64_t size : {map.size(2), map.size(3)}) {
-    PSPFAST_CHECK(size >= 1 && size <= kMaxAxisSize, op, ": ", argument, ": expected H and W of 1 to ", kMaxAxisSize,
-                  ", got ", map.size(2), " and ", map.size(3));
-  }
+  check_sizes(op, argument, map.size(2), map.size(3));
   return dtype;
 }
 

@@ -11,14 +11,8 @@ inline UpsampleParams make_upsample_params(const char* op, const Tensor& logits,
                                            bool align_corners) {
   const DType dtype = check_map(op, "logits", logits);
   PSPFAST_CHECK(logits.size(1) >= 1, op, ": logits: expected K of at least 1, got 0");
-  for (const int64_t size : {height, width}) {
-    PSPFAST_CHECK(size >= 1 && size <= kMaxAxisSize, op, ": size: expected H and W of 1 to ", kMaxAxisSize, ", got ",
-                  height, " and ", width);
-  }
-  // Taps are computed in int32.
-  PSPFAST_CHECK(std::max(height * logits.size(2), width * logits.size(3)) < int64_t(1) << 30, op,
-                ": size: expected H h and W w below 2^30, got ", height, " x ", logits.size(2), " and ", width, " x ",
-                logits.size(3));
+  check_sizes(op, "size", height, width);
+  check_taps(op, height, logits.size(2), width, logits.size(3));
   return {logits.size(0), logits.size(1), logits.size(2),           logits.size(3), height,
           width,          align_corners,  is_channels_last(logits), dtype};
 }

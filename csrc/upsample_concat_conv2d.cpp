@@ -16,9 +16,7 @@ MemoryFormat format_of_flag(bool channels_last) { return channels_last ? kChanne
 void check_size(const char* op, const UpsampleConcatConv2dParams& p, int64_t rows, int64_t cols) {
   PSPFAST_CHECK(rows <= p.height && cols <= p.width, op, ": maps: expected H and W of at most ", p.height, " and ",
                 p.width, ", got ", rows, " and ", cols);
-  // Taps are computed in int32.
-  PSPFAST_CHECK(std::max(p.height * rows, p.width * cols) < int64_t(1) << 30, op,
-                ": size: expected H h and W w below 2^30, got ", p.height, " x ", rows, " and ", p.width, " x ", cols);
+  check_taps(op, p.height, rows, p.width, cols);
 }
 
 UpsampleConcatConv2dParams make_params(const char* op, int64_t batch, int64_t height, int64_t width, int64_t channels,
@@ -26,10 +24,7 @@ UpsampleConcatConv2dParams make_params(const char* op, int64_t batch, int64_t he
                                        bool weight_channels_last, DType dtype) {
   PSPFAST_CHECK(kernel_size == 1 || kernel_size == 3, op, ": weight: expected a kernel of 1x1 or 3x3, got ",
                 kernel_size);
-  for (const int64_t size : {height, width}) {
-    PSPFAST_CHECK(size >= 1 && size <= kMaxAxisSize, op, ": size: expected H and W of 1 to ", kMaxAxisSize, ", got ",
-                  height, " and ", width);
-  }
+  check_sizes(op, "size", height, width);
   return {batch,         height,       width,
           channels,      out_channels, static_cast<int32_t>(kernel_size),
           align_corners, nearest,      weight_channels_last,
