@@ -130,12 +130,12 @@ void write_row(const UpsampleConcatConv2dParams& p, std::span<const MixedRow<Acc
 // `sources` columns for each tap and block of channels.
 template <class T>
 void gather_row(const UpsampleConcatConv2dParams& p, const AxisTaps<Acc<T>>& cols, int64_t sources, int64_t channels,
-                const T* grad, const MixedRow<Acc<T>>& gathered) {
+                const T* grad, Acc<T>* gathered, int64_t tap_stride, int64_t block_stride) {
   using A = Acc<T>;
   for (int64_t source = 0; source < sources; ++source) {
     for (int k = 0; k < p.kernel_size; ++k) {
       const auto taps = cols.of_source(source, k);
-      A* to = const_cast<A*>(gathered.data) + k * gathered.tap_stride + source * kLanes;
+      A* to = gathered + k * tap_stride + source * kLanes;
       for_each_vector(channels, [&](int64_t i, auto vectors, auto... lanes) {
         constexpr int V = decltype(vectors)::value;
         Lanes<A> sums[V] = {};
@@ -143,7 +143,7 @@ void gather_row(const UpsampleConcatConv2dParams& p, const AxisTaps<Acc<T>>& col
           const T* from = grad + tap.position * p.out_channels + i;
           for (int n = 0; n < V; ++n) sums[n] += tap.weight * load(from + n * kLanes, lanes...);
         }
-        for (int n = 0; n < V; ++n) store(to + (i / kLanes + n) * gathered.block_stride, sums[n]);
+        for (int n = 0; n < V; ++n) store(to + (i / kLanes + n) * block_stride, sums[n]);
       });
     }
   }
