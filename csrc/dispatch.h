@@ -24,11 +24,8 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-template <class Function, class Launcher, class... Arguments>
-void run_on_device_of(const Tensor& tensor, Function* function, Launcher* launcher, const Arguments&... arguments) {
-  if (!tensor.is_cuda()) {
-    return function(arguments...);
-  }
+template <class Launcher, class... Arguments>
+void launch_on_device_of(const Tensor& tensor, Launcher* launcher, const Arguments&... arguments) {
   const int32_t device = tensor.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const cudaError_t error = launcher(arguments..., current_stream(device));
@@ -37,13 +34,25 @@ void run_on_device_of(const Tensor& tensor, Function* function, Launcher* launch
   }
 }
 
+template <class Function, class Launcher, class... Arguments>
+void run_on_device_of(const Tensor& tensor, Function* function, Launcher* launcher, const Arguments&... arguments) {
+  if (!tensor.is_cuda()) return function(arguments...);
+  launch_on_device_of(tensor, launcher, arguments...);
+}
+
+template <class Function, class Asked, class... Arguments>
+auto ask_on_device_of(const Tensor& tensor, Function* function, Asked* asked, const Arguments&... arguments) {
+  if (!tensor.is_cuda()) return function(arguments...);
+  const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
+  return asked(arguments...);
+}
+
 }  // namespace pspfast
 
 // Calls cpu::function or, on the tensor's device and its current stream, cuda::function, whose error it throws.
 #define PSPFAST_RUN(tensor, function, ...) run_on_device_of(tensor, &cpu::function, &cuda::function, __VA_ARGS__)
 // What cpu::function or cuda::function returns, which launches nothing.
-#define PSPFAST_ASK(tensor, function, ...) \
-  ((tensor).is_cuda() ? cuda::function(__VA_ARGS__) : cpu::function(__VA_ARGS__))
+#define PSPFAST_ASK(tensor, function, ...) ask_on_device_of(tensor, &cpu::function, &cuda::function, __VA_ARGS__)
 // Followed by { m.impl("op", TORCH_BOX(&function)); … }: registers ops for every device that the library is built for.
 #define PSPFAST_LIBRARY_IMPL(m)                                             \
   static void implement(torch::stable::detail::StableLibrary& m);           \

@@ -64,6 +64,37 @@ PSPFAST_HOST_DEVICE inline int32_t nearest_source(int64_t position, int64_t size
   return static_cast<int32_t>(source < sources ? source : sources - 1);
 }
 
+// The first position of an axis that reads `source` or a source behind it as its `low` of interpolation_tap, or `size`.
+PSPFAST_HOST_DEVICE inline int32_t first_position(int32_t source, int32_t size, int32_t sources, bool align_corners) {
+  if (source <= 0) return 0;
+  if (source >= sources) return size;
+  // The least position whose numerator there is at least `source` denominators. Like there, products fit into 31 bits;
+  // the sums here into 32.
+  uint32_t numerator, denominator;
+  if (align_corners) {
+    numerator = static_cast<uint32_t>(source) * (size > 1 ? size - 1 : 1);
+    denominator = sources - 1;
+  } else {
+    numerator = (2u * source + 1) * size;
+    denominator = 2u * sources;
+    if (numerator <= static_cast<uint32_t>(sources)) return 0;
+    numerator -= sources;
+  }
+  const uint32_t position = (numerator + denominator - 1) / denominator;
+  return position < static_cast<uint32_t>(size) ? static_cast<int32_t>(position) : size;
+}
+
+// The first position of an axis that reads `source` or a source behind it by nearest_source, or `size`.
+PSPFAST_HOST_DEVICE inline int32_t first_nearest_position(int32_t source, int32_t size, int32_t sources) {
+  if (source <= 0) return 0;
+  if (source >= sources) return size;
+  // Exact but for the rounding of nearest_source.
+  auto position = static_cast<int32_t>(ceil_div(int64_t{source} * size, sources));
+  while (position > 0 && nearest_source(position - 1, size, sources) >= source) --position;
+  while (position < size && nearest_source(position, size, sources) < source) ++position;
+  return position;
+}
+
 constexpr int kMaxLevels = 8;
 // Largest sum of `bins` over all levels, that is, bins on one axis; (1,2,3,6) has 12.
 constexpr int kMaxAxisBins = 64;

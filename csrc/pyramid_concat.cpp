@@ -44,7 +44,7 @@ Tensor pyramid_concat(const Tensor& x, const Tensor& priors, const Ints& bins, b
   // [N, S, R], as pyramid_upsample has it for a kernel of 1x1.
   const Tensor values = in_format(as_dtype(torch::stable::transpose(priors, 1, 2), sum_type(dtype)));
   const Tensor copied = dense(x);
-  const PyramidUpsampleEpilogue epilogue{.copied = copied.const_data_ptr()};
+  const MapUpsampleEpilogue epilogue{.copied = copied.const_data_ptr()};
   PSPFAST_RUN(x, pyramid_upsample, params, epilogue, values.const_data_ptr(), map.mutable_data_ptr());
   return map;
 }
@@ -62,7 +62,9 @@ Tensor pyramid_concat_backward(const Tensor& grad, const Ints& bins, bool align_
   const Tensor map = dense(grad);
   const auto params = make_params(map, channels, pyramid, align_corners, dtype);
   const Tensor grad_values = new_tensor({params.batch, params.bin_count, channels}, sum_type(dtype), grad);
-  PSPFAST_RUN(grad, pyramid_upsample_backward, params, map.const_data_ptr(), grad_values.mutable_data_ptr());
+  const Tensor sums = new_tensor({PSPFAST_ASK(grad, pyramid_upsample_sums, params)}, ScalarType::Float, grad);
+  PSPFAST_RUN(grad, pyramid_upsample_backward, params, map.const_data_ptr(), grad_values.mutable_data_ptr(),
+              static_cast<float*>(sums.mutable_data_ptr()));
   return in_format(as_dtype(torch::stable::transpose(grad_values, 1, 2), grad.scalar_type()));
 }
 

@@ -52,8 +52,7 @@ Tensor upsample_add(const Tensor& base, const Tensor& mixed, const OptionalTenso
   }
   const OptionalTensor dense_bias = in_format(bias);
   const Tensor dense_mixed = in_format(mixed);
-  const PyramidUpsampleEpilogue epilogue{
-      .base = added.const_data_ptr(), .bias = data_or_null(dense_bias), .relu = relu};
+  const MapUpsampleEpilogue epilogue{.base = added.const_data_ptr(), .bias = data_or_null(dense_bias), .relu = relu};
   PSPFAST_RUN(base, pyramid_upsample, params, epilogue, dense_mixed.const_data_ptr(), map.mutable_data_ptr());
   return map;
 }
@@ -71,7 +70,9 @@ Tensor upsample_add_backward(const Tensor& grad, const Ints& bins, bool align_co
     return torch::stable::zero_(grad_mixed);
   }
   const Tensor map = dense(grad);
-  PSPFAST_RUN(grad, pyramid_upsample_backward, params, map.const_data_ptr(), grad_mixed.mutable_data_ptr());
+  const Tensor sums = new_tensor({PSPFAST_ASK(grad, pyramid_upsample_sums, params)}, ScalarType::Float, grad);
+  PSPFAST_RUN(grad, pyramid_upsample_backward, params, map.const_data_ptr(), grad_mixed.mutable_data_ptr(),
+              static_cast<float*>(sums.mutable_data_ptr()));
   return grad_mixed;
 }
 

@@ -6,10 +6,7 @@
 
 #include "dtype.h"
 #include "geometry.h"
-
-#ifdef PSPFAST_WITH_CUDA
-#include <cuda_runtime_api.h>
-#endif
+#include "upsample_maps.h"
 
 namespace pspfast {
 
@@ -39,29 +36,63 @@ struct PyramidUpsampleParams : PyramidLevels {
   }
 };
 
-// What is done with an upsampled channel. Pointers may be null.
-struct PyramidUpsampleEpilogue {
-  const void* base;  // a map as the one written, added: only with sum_levels
-  const void* bias;  // [channels] in the maps' dtype, added: only with sum_levels
-  bool relu;
-  // [N, first_channel, H, W], dense in the map's memory format: copied to the map's first channels.
-  const void* copied;
-};
-
 namespace cpu {
-void pyramid_upsample(const PyramidUpsampleParams& params, const PyramidUpsampleEpilogue& epilogue, const void* values,
+void pyramid_upsample(const PyramidUpsampleParams& params, const MapUpsampleEpilogue& epilogue, const void* values,
                       void* map);
 // The transposed map: grad_values[n, (s, ky, kx), c] gathers A A grad_map over the map.
-void pyramid_upsample_backward(const PyramidUpsampleParams& params, const void* grad_map, void* grad_values);
+// Needs no `sums`, which has a GPU's room for those of parts of a map.
+void pyramid_upsample_backward(const PyramidUpsampleParams& params, const void* grad_map, void* grad_values,
+                               float* sums);
+inline int64_t pyramid_upsample_sums(const PyramidUpsampleParams&) { return 0; }
 }  // namespace cpu
 
 #ifdef PSPFAST_WITH_CUDA
-// Both enqueue on `stream` and return the launch's error; float64 is not served.
 namespace cuda {
-cudaError_t pyramid_upsample(const PyramidUpsampleParams& params, const PyramidUpsampleEpilogue& epilogue,
-                             const void* values, void* map, cudaStream_t stream);
-cudaError_t pyramid_upsample_backward(const PyramidUpsampleParams& params, const void* grad_map, void* grad_values,
-                                      cudaStream_t stream);
+
+inline MapUpsampleParams as_maps(const PyramidUpsampleParams& params) {
+  MapUpsampleParams maps{.levels = params.levels,
+                         .batch = params.batch,
+                         .height = params.height,
+                         .width = params.width,
+                         .map_channels = params.map_channels,
+                         .first_channel = params.first_channel,
+                         .channels = params.channels,
+                         .sum_levels = params.sum_levels,
+                         .kernel_size = params.kernel_size,
+                         .align_corners = params.align_corners,
+                         .channels_last = params.channels_last,
+                         .dtype = params.dtype,
+                         .value_dtype = DType::kFloat32};
+  std::copy_n(params.bins, params.levels, maps.rows);
+  std::copy_n(params.bins, params.levels, maps.cols);
+  return maps;
+}
+
+template <class Void, class Float>
+LevelValues<Void> as_levels(const PyramidUpsampleParams& params, Float* values) {
+  LevelValues<Void> levels{};
+  const int64_t channels = params.kernel_size * params.kernel_size * params.channels;
+  for (int level = 0; level < params.levels; ++level) {
+    levels.data[level] = values + params.bin_offset[level] * channels;
+    levels.image_stride[level] = params.bin_count * channels;
+  }
+  return levels;
+}
+
+inline cudaError_t pyramid_upsample(const PyramidUpsampleParams& params, const MapUpsampleEpilogue& epilogue,
+                                    const void* values, void* map, cudaStream_t stream) {
+  const auto levels = as_levels<const void>(params, static_cast<const float*>(values));
+  return upsample_maps(as_maps(params), epilogue, levels, map, stream);
+}
+inline cudaError_t pyramid_upsample_backward(const PyramidUpsampleParams& params, const void* grad_map,
+                                             void* grad_values, float* sums, cudaStream_t stream) {
+  const auto levels = as_levels<void>(params, static_cast<float*>(grad_values));
+  return upsample_maps_backward(as_maps(params), grad_map, levels, sums, stream);
+}
+inline int64_t pyramid_upsample_sums(const PyramidUpsampleParams& params) {
+  return upsample_maps_sums(as_maps(params));
+}
+
 }  // namespace cuda
 #endif
 

@@ -32,12 +32,19 @@ def dense(x: Tensor) -> tuple[Tensor, bool]:
     return x.contiguous(), False
 
 
-def empty_map(like: Tensor, shape: tuple[int, int, int, int], channels_last: bool) -> Tensor:
-    """A map of this shape ``[N, C, H, W]``, of the dtype and on the device of ``like``."""
+def empty_map(
+    like: Tensor,
+    shape: tuple[int, int, int, int],
+    channels_last: bool,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """A map of this shape ``[N, C, H, W]``, of the dtype, unless another is given, and on the
+    device of ``like``."""
     batch, channels, height, width = shape
+    dtype = dtype or like.dtype
     if channels_last:
-        return like.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
-    return like.new_empty(shape)
+        return like.new_empty((batch, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    return like.new_empty(shape, dtype=dtype)
 
 
 def column_block(width: int) -> int:

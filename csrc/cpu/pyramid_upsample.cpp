@@ -141,7 +141,7 @@ void for_each_plane_run(const PyramidUpsampleParams& p, const MakeF& make_f) {
 }
 
 template <class T>
-void upsample_contiguous(const PyramidUpsampleParams& p, const PyramidUpsampleEpilogue& epilogue, const Acc<T>* values,
+void upsample_contiguous(const PyramidUpsampleParams& p, const MapUpsampleEpilogue& epilogue, const Acc<T>* values,
                          T* map) {
   using A = Acc<T>;
   const AxisTaps<A> rows(p, p.height), cols(p, p.width);
@@ -207,8 +207,8 @@ int64_t channel_block(const PyramidUpsampleParams& p, size_t element) {
 int64_t pieces_of(int64_t size, int64_t tasks) { return std::min(size, ceil_div(4 * thread_count(), tasks)); }
 
 template <class T>
-void upsample_channels_last(const PyramidUpsampleParams& p, const PyramidUpsampleEpilogue& epilogue,
-                            const Acc<T>* values, T* map) {
+void upsample_channels_last(const PyramidUpsampleParams& p, const MapUpsampleEpilogue& epilogue, const Acc<T>* values,
+                            T* map) {
   using A = Acc<T>;
   const AxisTaps<A> rows(p, p.height), cols(p, p.width);
   const int64_t block = channel_block(p, sizeof(A)), blocks = ceil_div(p.channels, block), groups = group_count(p);
@@ -276,7 +276,7 @@ void upsample_channels_last_backward(const PyramidUpsampleParams& p, const T* ma
 
 }  // namespace
 
-void pyramid_upsample(const PyramidUpsampleParams& params, const PyramidUpsampleEpilogue& epilogue, const void* values,
+void pyramid_upsample(const PyramidUpsampleParams& params, const MapUpsampleEpilogue& epilogue, const void* values,
                       void* map) {
   dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -287,7 +287,8 @@ void pyramid_upsample(const PyramidUpsampleParams& params, const PyramidUpsample
   });
 }
 
-void pyramid_upsample_backward(const PyramidUpsampleParams& params, const void* grad_map, void* grad_values) {
+void pyramid_upsample_backward(const PyramidUpsampleParams& params, const void* grad_map, void* grad_values,
+                               float* /*sums*/) {
   dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     (params.channels_last

@@ -43,25 +43,6 @@ __device__ inline float exp_of_negative(float x) {
 #endif
 }
 
-// The first position of an axis that reads `source` or a source behind it as its `low` of interpolation_tap, or `size`.
-__device__ inline int first_position(int source, int size, int sources, bool align_corners) {
-  if (source <= 0) return 0;
-  if (source >= sources) return size;
-  // The least position whose numerator there is at least `source` denominators. Like there, products fit into 31 bits;
-  // the sums here into 32.
-  uint32_t numerator, denominator;
-  if (align_corners) {
-    numerator = static_cast<uint32_t>(source) * (size > 1 ? size - 1 : 1);
-    denominator = sources - 1;
-  } else {
-    numerator = (2u * source + 1) * size;
-    denominator = 2u * sources;
-    if (numerator <= static_cast<uint32_t>(sources)) return 0;
-    numerator -= sources;
-  }
-  return static_cast<int>(min((numerator + denominator - 1) / denominator, static_cast<uint32_t>(size)));
-}
-
 __device__ inline Tap<float> row_tap(const UpsampleParams& params, int row) {
   return interpolation_tap<float>(row, static_cast<int>(params.height), static_cast<int>(params.rows),
                                   params.align_corners);

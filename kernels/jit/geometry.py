@@ -78,6 +78,18 @@ def locate_axis_bins(o_u, BINS: tl.constexpr):
 
 
 @triton.jit
+def locate_row(rows, column_blocks, channel_blocks):
+    """Row, blocks of columns and of channels, and image of a program, rows innermost: programs that
+    run together read the same memory. The image is int64, as all addresses are."""
+    i_program = tl.program_id(0)
+    row = i_program % rows
+    i_program //= rows
+    i_w = i_program % column_blocks
+    i_program //= column_blocks
+    return row, i_w, i_program % channel_blocks, (i_program // channel_blocks).to(tl.int64)
+
+
+@triton.jit
 def map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST: tl.constexpr):
     """Offsets [columns, channels] of a row of a map [N, C, H, W]; int64 if ``i_n``, ``o_c`` are."""
     if CHANNELS_LAST:
@@ -138,3 +150,13 @@ def weighted_positions(source, size, sources, ALIGN_CORNERS: tl.constexpr):
     # Behind the last source's coordinate, weights stay.
     end = tl.where(source == sources - 1, size, end)
     return begin, tl.minimum(end, size)
+
+
+@triton.jit
+def nearest_source(position, size, sources):
+    """The source of a position in mode "nearest" of F.interpolate, rounded as there: in float32."""
+    # A size of one is a constant.
+    scale = tl.div_rn(tl.cast(sources, tl.float32), tl.cast(size, tl.float32))
+    rounded = (tl.cast(position, tl.float32) * scale).to(tl.int32)
+    source = tl.where(size == 2 * sources, position // 2, tl.minimum(rounded, sources - 1))
+    return tl.where(size == sources, position, source)

@@ -20,6 +20,7 @@ from .geometry import (
     interpolation_tap,
     interpolation_weight,
     locate_axis_bins,
+    locate_row,
     map_offsets,
     weighted_positions,
 )
@@ -27,18 +28,6 @@ from .geometry import (
 # A product sums over pairs of a column of bins and a tap's kx, in rounds of the fewest that tl.dot
 # takes: (1, 2, 3, 6) has 12 * 3 pairs, its last level 6 * 3. Backward, they are the result's rows.
 _BLOCK_K = tl.constexpr(16)
-
-
-@triton.jit
-def _locate(rows, column_blocks, channel_blocks):
-    """Row, blocks of columns and of channels, and image of a program, rows innermost: programs that
-    run together read the same memory. The image is int64, as all addresses are."""
-    i_program = tl.program_id(0)
-    row = i_program % rows
-    i_program //= rows
-    i_w = i_program % column_blocks
-    i_program //= column_blocks
-    return row, i_w, i_program % channel_blocks, (i_program // channel_blocks).to(tl.int64)
 
 
 @triton.jit
@@ -117,7 +106,7 @@ def concat_fwd_kernel(
     width = width_quotient * WIDTH_DIVISOR
     copied_blocks = tl.cdiv(copied_channels, BLOCK_C)
     level_blocks = tl.cdiv(channels, BLOCK_C)
-    row, i_w, i_block, i_n = _locate(
+    row, i_w, i_block, i_n = locate_row(
         height, tl.cdiv(width, BLOCK_W), copied_blocks + len(BINS) * level_blocks
     )
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
@@ -181,7 +170,7 @@ def add_fwd_kernel(
     float32, of all levels and taps, upsampled and shifted by the tap; with RELU not below zero. O
     are the channels."""
     width = width_quotient * WIDTH_DIVISOR
-    row, i_w, i_block, i_n = _locate(height, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C))
+    row, i_w, i_block, i_n = locate_row(height, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C))
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
     o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
@@ -252,7 +241,9 @@ def bwd_kernel(
     bin_rows = 0
     for level in tl.static_range(len(BINS)):
         bin_rows += BINS[level]
-    i_u, i_w, i_block, i_n = _locate(bin_rows, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C))
+    i_u, i_w, i_block, i_n = locate_row(
+        bin_rows, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C)
+    )
     i_level, bins, first_bin, u = locate_axis_bins(i_u, BINS)
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
     o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -31,6 +31,8 @@ from pspfast.ops.common.checks import (
     is_channels_last,
     sum_dtype,
 )
+from pspfast.ops.dilated_conv2d import dilated_conv2d
+from pspfast.ops.common.upsample_add import is_mixed, mix, upsample_add
 
 _OP = "upsample_concat_conv2d"
 
@@ -51,7 +53,8 @@ def upsample_concat_conv2d(
     map; what is kept for backward are the arguments, and the result if ``relu``. It pays where maps
     are upsampled by 2 or more, by s to 1 / s² of the multiplications; on the CPU a 3×3 convolution
     over maps of the full size is Winograd's, as in :func:`dilated_conv2d`. A map larger than
-    ``size`` is interpolated first. On other devices plain PyTorch runs.
+    ``size`` is interpolated first, and so is, on GPUs and for k = 3, one that has more than half of
+    the result's positions. On other devices plain PyTorch runs.
 
     Args:
         maps: ``[N, C_i, H_i, W_i]`` each, at least one, in the order of the weight's input
@@ -82,20 +85,49 @@ def upsample_concat_conv2d(
     if is_autocast(maps[0]):
         weight, bias, *maps = autocast(weight, bias, *maps)
     _check_inputs(maps, weight, size, mode, align_corners, bias)
-    if size is None:
-        size = [max(m.shape[2] for m in maps), max(m.shape[3] for m in maps)]
-    size = list(size)
+    size = list(size or [max(m.shape[axis] for m in maps) for axis in (2, 3)])
     nearest = mode == "nearest"
-    if backends.select(_OP, maps[0], has_cuda_kernel=False) != "cpu":
-        return upsample_concat_conv2d_reference(
-            maps, weight, bias, size, align_corners, nearest, relu
-        )
+    backend = backends.select(_OP, maps[0])
+    options = (size, align_corners, nearest, relu)
+    if backend == "reference":
+        return upsample_concat_conv2d_reference(maps, weight, bias, *options)
+    if backend != "cpu":
+        return _on_gpu(backend, maps, weight, bias, *options)
     # Interpolation is separable: an axis that grows is left to the op.
     reduced = [[min(a, b) for a, b in zip(m.shape[2:], size, strict=True)] for m in maps]
     maps = [_interpolate(m, s, align_corners, nearest) for m, s in zip(maps, reduced, strict=True)]
-    return torch.ops.pspfast.upsample_concat_conv2d(
-        maps, weight, bias, size, align_corners, nearest, relu
-    )
+    return torch.ops.pspfast.upsample_concat_conv2d(maps, weight, bias, *options)
+
+
+def _on_gpu(
+    backend: str,
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    align_corners: bool,
+    nearest: bool,
+    relu: bool,
+) -> Tensor:
+    """Matrix products mix the smaller maps; a kernel adds them to the others' convolution."""
+    convolve = dilated_conv2d if weight.shape[2] == 3 else F.conv2d
+    channels_last = format_of(weight, *maps) == torch.channels_last
+    base: Tensor | None = None
+    mixed = []
+    for x, part in zip(maps, weight.split([x.shape[1] for x in maps], dim=1), strict=True):
+        if x.shape[1] == 0:
+            continue
+        if is_mixed(x.shape[2:], size, weight.shape[2]):
+            mixed.append(mix(x, part))
+            continue
+        convolved = convolve(_interpolate(x, size, align_corners, nearest), part)
+        base = convolved if base is None else base + convolved
+    if mixed:
+        interpolation = (size, align_corners, nearest)
+        return upsample_add(backend, base, mixed, bias, *interpolation, relu, channels_last)
+    if base is None:  # There are no channels.
+        base = weight.new_zeros((maps[0].shape[0], weight.shape[0], *size))
+    return _finish(base if bias is None else base + bias[:, None, None], relu)
 
 
 def upsample_concat_conv2d_reference(
@@ -109,7 +141,10 @@ def upsample_concat_conv2d_reference(
 ) -> Tensor:
     """:func:`upsample_concat_conv2d` in plain PyTorch, by way of the concatenation."""
     concatenation = torch.cat([_interpolate(m, size, align_corners, nearest) for m in maps], 1)
-    out = F.conv2d(concatenation, weight, bias, padding=weight.shape[2] // 2)
+    return _finish(F.conv2d(concatenation, weight, bias, padding=weight.shape[2] // 2), relu)
+
+
+def _finish(out: Tensor, relu: bool) -> Tensor:
     return out.relu() if relu else out
 
 

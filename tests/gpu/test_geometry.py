@@ -126,3 +126,21 @@ def test_taps_interpolate_as_torch(geometry: ctypes.CDLL, align_corners: bool) -
                 got[low, position] += 1 - weight
                 got[high, position] += weight
             torch.testing.assert_close(got, expected)
+
+
+def torch_sources(size: int, sources: int) -> list[int]:
+    """What mode "nearest" of F.interpolate takes, in float32."""
+    positions = torch.arange(sources, dtype=torch.float32)
+    return F.interpolate(positions[None, None], size, mode="nearest")[0, 0].int().tolist()
+
+
+@pytest.mark.parametrize("sources", [1, 2, 7, 49, 64])
+def test_nearest_sources(geometry: ctypes.CDLL, sources: int) -> None:
+    for size in [1, 5, *range(48, 131), 1000, 99991]:
+        expected = torch_sources(size, sources)
+        long = ctypes.c_int64
+        got = [geometry.nearest_source(long(i), long(size), long(sources)) for i in range(size)]
+        assert got == expected
+        for source in range(sources + 1):
+            first = next((i for i, taken in enumerate(expected) if taken >= source), size)
+            assert geometry.first_nearest_position(source, size, sources) == first

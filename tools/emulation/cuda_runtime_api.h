@@ -16,7 +16,7 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define PSPFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  emulation::launch([&] { kernel(__VA_ARGS__); }, grid, block, shared_bytes, stream)
+  emulation::launch(emulation::address_of(kernel), [&] { kernel(__VA_ARGS__); }, grid, block, shared_bytes, stream)
 #ifdef EMULATION_LAST_BLOCK
 #define PSPFAST_MAX_GRID_X 0x7fffffff
 #else
@@ -64,6 +64,31 @@ inline constexpr emulation::Coordinates<emulation::ReadThread> threadIdx{};
 inline constexpr emulation::Coordinates<emulation::ReadBlock> blockIdx{};
 inline constexpr emulation::Coordinates<emulation::ReadBlockSize> blockDim{};
 inline constexpr emulation::Coordinates<emulation::ReadGridSize> gridDim{};
+
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrReservedSharedMemoryPerBlock
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  using emulation::kReservedBytes, emulation::kSharedBytes;
+  *value = attribute == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? kSharedBytes
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin   ? kSharedBytes - kReservedBytes
+                                                                    : kReservedBytes;
+  return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+  if (bytes > emulation::kSharedBytes - emulation::kReservedBytes) return cudaErrorInvalidConfiguration;
+  emulation::allowed_shared_bytes[emulation::address_of(kernel)] = bytes;
+  return cudaSuccess;
+}
 
 inline cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
 

@@ -15,6 +15,13 @@ int axis_cells(int64_t size, const int32_t* bins, int levels, int32_t* edge, int
   return cells.count;
 }
 
+int nearest_source(int64_t position, int64_t size, int64_t sources) {
+  return pspfast::nearest_source(position, size, sources);
+}
+int first_nearest_position(int32_t source, int32_t size, int32_t sources) {
+  return pspfast::first_nearest_position(source, size, sources);
+}
+
 // Fills the tap's low and high source, and the weight in both types; returns whether these agree on the sources.
 int interpolation_tap(int32_t position, int32_t size, int32_t sources, bool align_corners, int32_t* low, int32_t* high,
                       float* weight, double* double_weight) {

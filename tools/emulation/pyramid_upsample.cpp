@@ -1,5 +1,9 @@
 // The CUDA launchers of pyramid_upsample behind a C interface, on the emulation.
-#include "../../csrc/cuda/pyramid_upsample.cu"
+#include <cmath>
+#include <vector>
+
+#include "../../csrc/cuda/upsample_maps.cu"
+#include "../../csrc/pyramid_upsample.h"
 
 struct Problem {
   int64_t batch, height, width, map_channels, first_channel, channels, kernel_size, dtype;
@@ -31,6 +35,8 @@ int pyramid_upsample(const Problem* problem, const void* base, const void* bias,
 }
 
 int pyramid_upsample_backward(const Problem* problem, const void* grad_map, void* grad_values) {
-  return pspfast::cuda::pyramid_upsample_backward(make_params(*problem), grad_map, grad_values, nullptr);
+  const auto params = make_params(*problem);
+  std::vector<float> sums(pspfast::cuda::pyramid_upsample_sums(params), NAN);
+  return pspfast::cuda::pyramid_upsample_backward(params, grad_map, grad_values, sums.data(), nullptr);
 }
 }

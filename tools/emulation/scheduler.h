@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -192,10 +193,26 @@ EMULATION_HIDDEN inline bool run_block(bool backwards) {
   return std::all_of(fibers.begin(), fibers.end(), [](const Fiber& fiber) { return fiber.state == State::kDone; });
 }
 
-inline void launch(std::function<void()> kernel, dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t) {
+#ifndef EMULATION_SHARED_BYTES
+#define EMULATION_SHARED_BYTES (228 * 1024)
+#endif
+// Of an H100: shared memory of a multiprocessor, and what the system keeps of each block's.
+constexpr int kSharedBytes = EMULATION_SHARED_BYTES, kReservedBytes = 1024;
+
+// Dynamic shared memory that kernels may use, if it is more than the default.
+inline std::map<const void*, int> allowed_shared_bytes;
+
+template <typename Kernel>
+const void* address_of(Kernel* kernel) {
+  return reinterpret_cast<const void*>(kernel);
+}
+
+inline void launch(const void* address, std::function<void()> kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
+                   cudaStream_t) {
   const unsigned threads = block.x * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 ||
-      grid.z == 0 || grid.z > 65535 || shared_bytes > 48 * 1024) {
+      grid.z == 0 || grid.z > 65535 ||
+      shared_bytes > static_cast<std::size_t>(std::max(48 * 1024, allowed_shared_bytes[address]))) {
     last_error = cudaErrorInvalidConfiguration;
     return;
   }

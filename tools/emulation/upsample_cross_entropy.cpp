@@ -44,6 +44,6 @@ int upsample_cross_entropy_backward(const Problem* problem, const void* logits, 
 }
 
 int first_position(int source, int size, int sources, bool align_corners) {
-  return pspfast::cuda::first_position(source, size, sources, align_corners);
+  return pspfast::first_position(source, size, sources, align_corners);
 }
 }

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -35,6 +36,13 @@ def _bins_kernel(p_bins, height, width, bin_count, BINS: tl.constexpr, BLOCK: tl
     tl.store(p_bins + bin_count + o_s, row_end, mask=m_s)
     tl.store(p_bins + 2 * bin_count + o_s, column, mask=m_s)
     tl.store(p_bins + 3 * bin_count + o_s, area.to(tl.int32), mask=m_s)
+
+
+@triton.jit
+def _nearest_kernel(p_sources, size, sources, BLOCK: tl.constexpr):
+    position = tl.arange(0, BLOCK)
+    source = geometry.nearest_source(position, size, sources)
+    tl.store(p_sources + position, source, mask=position < size)
 
 
 def edges(u: int, size: int, bins: int) -> tuple[int, int]:
@@ -223,3 +231,12 @@ def test_weighted_positions(sources: int, size: int, align_corners: bool) -> Non
             assert has_weight(end - 1)
             assert begin == 0 or not has_weight(begin - 1)
             assert end == size or not has_weight(end)
+
+
+@pytest.mark.parametrize("size", [1, 2, 60, 93, 131, 1000])
+@pytest.mark.parametrize("sources", [1, 2, 7, 49, 64])
+def test_nearest_source(sources: int, size: int) -> None:
+    got = torch.full((size,), -1, dtype=torch.int32)
+    _nearest_kernel[(1,)](got, size, sources, BLOCK=1024)
+    positions = torch.arange(sources, dtype=torch.float32)
+    assert torch.equal(got, F.interpolate(positions[None, None], size, mode="nearest")[0, 0].int())
