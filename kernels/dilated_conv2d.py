@@ -30,8 +30,15 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _ieee(x: Tensor) -> bool:
-    """Whether products are exact: of float32, unless torch's own convolutions may round them."""
-    return x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"
+    """Whether products are exact: of float32, unless torch's own convolutions may round them, as
+    AMD's GPUs hardly can."""
+    rounds = torch.version.hip is None and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return x.dtype == torch.float32 and not rounds
+
+
+def _precision(ieee: bool) -> str:
+    """Of products, as Triton has it: for AMD's GPUs it refuses the other, for 16 bits too."""
+    return "ieee" if ieee or torch.version.hip is not None else "tf32"
 
 
 def _channel_block(channels: int, x: Tensor, ieee: bool) -> int:
@@ -105,7 +112,7 @@ def _convolve(
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         RELU=relu,
-        PRECISION="ieee" if ieee else "tf32",
+        PRECISION=_precision(ieee),
         BLOCK_K=_channel_block(channels, x, ieee),
         **constants,
     )
@@ -166,7 +173,7 @@ def dilated_conv2d_grad_weight(grad: Tensor, x: Tensor, dilation: int) -> Tensor
         pixels,
         split_pixels,
         *sizes,
-        PRECISION="ieee" if ieee else "tf32",
+        PRECISION=_precision(ieee),
         BLOCK_K=block_k,
         **constants,
     )

@@ -193,6 +193,17 @@ class TritonLaunch:
 
     def compiled(self, arch: int) -> MachineCode:
         """As a launch on sm_<arch> compiles it, for pointers to multiples of 16 bytes."""
+        compiled = self._compiled(GPUTarget("cuda", arch, 32), enable_fp_fusion=True)
+        assets, metadata = compiled.asm, compiled.metadata
+        columns = getattr(metadata, "tmem_size", 0)
+        (code,) = _read(assets["cubin"], assets["ptx"], arch, metadata.shared, columns)
+        return code
+
+    def shared_bytes(self, target: GPUTarget) -> int:
+        """Shared memory of a program, as a launch on any chip compiles it."""
+        return self._compiled(target).metadata.shared
+
+    def _compiled(self, target: GPUTarget, **more: object) -> Any:
         signature, constants, attributes = {}, {}, {}
         for i, param in enumerate(self.kernel.params):
             arg = self.args[param.name]
@@ -212,12 +223,7 @@ class TritonLaunch:
             if divisible:
                 attributes[(i,)] = [["tt.divisibility", 16]]
         source = triton.compiler.ASTSource(self.kernel, signature, constants, attributes)
-        options = {"enable_fp_fusion": True} | self.options
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-        assets, metadata = compiled.asm, compiled.metadata
-        columns = getattr(metadata, "tmem_size", 0)
-        (code,) = _read(assets["cubin"], assets["ptx"], arch, metadata.shared, columns)
-        return code
+        return triton.compile(source, target=target, options={**more, **self.options})
 
 
 class Launches:
