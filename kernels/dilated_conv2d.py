@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .jit.dilated_conv2d import (
     conv_ieee_kernel,
@@ -15,7 +14,13 @@ from .jit.dilated_conv2d import (
     grad_weight_kernel,
     grad_weight_tf32_kernel,
 )
-from .launch import empty_map, launches_on_tensor_device, next_power_of_2, width_divisor
+from .launch import (
+    empty_map,
+    launches_on_tensor_device,
+    next_power_of_2,
+    width_divisor,
+    wrap_triton,
+)
 
 # The weight gradient splits pixels until it has this many programs of 128 by 128, four on each of
 # 132 multiprocessors. With fewer pixels than the least, a program's start and sum cost too much.

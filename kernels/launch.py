@@ -25,6 +25,12 @@ def launches_on_tensor_device(launcher: Callable[..., T]) -> Callable[..., T]:
     return launch
 
 
+def wrap_triton(kernel: Any) -> Any:
+    """``torch.library.wrap_triton``, which refuses kernels that Triton interprets until torch
+    2.11."""
+    return kernel if triton.knobs.runtime.interpret else torch.library.wrap_triton(kernel)
+
+
 def shared_bytes_of_a_block() -> int | None:
     """Shared memory that the current GPU lends a program at most; None without a GPU."""
     if not torch.cuda.is_available():

@@ -25,10 +25,15 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 
 import pspfast.kernels
+from pspfast.kernels import launch
 
 ROOT = Path(__file__).parents[1]
 _MODULES = [f"pspfast.kernels.{m.name}" for m in pkgutil.iter_modules(pspfast.kernels.__path__)]
-LAUNCHERS = [m for m in map(importlib.import_module, _MODULES) if hasattr(m, "wrap_triton")]
+LAUNCHERS = [
+    module
+    for module in map(importlib.import_module, _MODULES)
+    if hasattr(module, "wrap_triton") and module is not launch
+]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 # Of a block on chips since sm_90 the system's own, which most cubins count as static.
 SYSTEM_SHARED = 1024
