@@ -123,6 +123,14 @@ class MachineCode:
         return bodies
 
     @property
+    def spills_in_loops(self) -> list[str]:
+        """Instructions in innermost loops on a thread's own memory."""
+        if self.stack == 0:  # To read the code takes seconds.
+            return []
+        lines = [line for body in self.innermost_loops for line in body]
+        return [line for line in lines if re.search(r"\b(?:LDL|STL)\b", line)]
+
+    @property
     def tensor_core_instructions(self) -> list[str]:
         return sorted(set(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)(?:\.\w+)*", self.sass)))
 
