@@ -2,9 +2,12 @@
 where nvcc and a CUDA torch are found.
 
 PSPFAST_BUILD=auto|cpu|cuda chooses; `cuda` makes a missing nvcc an error. No GPU is needed.
+TORCH_CUDA_ARCH_LIST says for which GPUs, PSPFAST_CUDA_ARCHS=torch takes those of the torch that is
+installed, as a wheel for others wants it.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,9 +42,9 @@ except ImportError as error:
 LEAST_TORCH = "2.10"
 OP_LIBRARY = "pspfast.libpspfast"
 
-# Ampere, Hopper and Blackwell data-centre chips, with PTX for what comes after. Set because torch
-# derives the list from the visible GPU, and fails where there is none.
-DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
+# Where no GPU is visible: the GPUs of free notebooks, Ampere, Hopper and Blackwell data-centre
+# chips, which others of the same major version follow, with PTX for what comes after.
+DEFAULT_CUDA_ARCHS = "7.5 8.0 9.0 10.0+PTX"
 
 
 def find_cuda_home() -> str | None:
@@ -58,6 +61,35 @@ def nvcc_version(cuda_home: str) -> str:
     command = [f"{cuda_home}/bin/nvcc", "--version"]
     output = subprocess.run(command, capture_output=True, text=True).stdout
     return output.split("release ", 1)[1].split(",", 1)[0]
+
+
+def choose_archs(cuda_home: str) -> str:
+    """What TORCH_CUDA_ARCH_LIST has not set: the visible GPUs, or a list for those of others. Of
+    either what this nvcc knows, and torch would fail on an empty list."""
+    choice = os.environ.get("PSPFAST_CUDA_ARCHS", "auto")
+    if choice not in ("auto", "torch"):
+        sys.exit(f"pspfast: PSPFAST_CUDA_ARCHS: expected auto or torch, got {choice!r}.")
+    if choice == "torch":
+        built = re.findall(r"sm_(\d+)(\d)\b", torch._C._cuda_getArchFlags())
+        archs = [f"{major}.{minor}" for major, minor in built]
+        archs[-1] += "+PTX"
+    else:
+        gpus = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        visible = [f"{major}.{minor}" for major, minor in sorted(gpus)]
+        archs = known_archs(cuda_home, visible) or DEFAULT_CUDA_ARCHS.split()
+    return " ".join(known_archs(cuda_home, archs))
+
+
+def known_archs(cuda_home: str, archs: list[str]) -> list[str]:
+    """Those that the toolkit's nvcc compiles for."""
+    command = [f"{cuda_home}/bin/nvcc", "--list-gpu-arch"]
+    known = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    return [a for a in archs if f"compute_{a.split('+')[0].replace('.', '')}" in known]
+
+
+def codes_of(flags: list[str]) -> str:
+    """What nvcc compiles with these flags: sm_75 is machine code, compute_75 PTX."""
+    return " ".join(re.findall(r",code=(\w+)", " ".join(flags)))
 
 
 def choose_cuda() -> str | None:
@@ -86,8 +118,15 @@ def choose_cuda() -> str | None:
     return None
 
 
-def make_binding(cuda_macros: list[tuple[str, str | None]]) -> Extension:
+def make_binding(cuda_home: str | None, codes: str) -> Extension:
     """pspfast._C, which says what the op library is built with and for."""
+    cuda_macros: list[tuple[str, str | None]] = []
+    if cuda_home is not None:
+        cuda_macros = [
+            ("PSPFAST_WITH_CUDA", None),
+            ("PSPFAST_CUDA_VERSION", nvcc_version(cuda_home)),
+            ("PSPFAST_CUDA_ARCHS", codes),
+        ]
     return Extension(
         "pspfast._C",
         ["csrc/bindings.cpp"],
@@ -101,11 +140,13 @@ def make_binding(cuda_macros: list[tuple[str, str | None]]) -> Extension:
     )
 
 
-def make_library(cuda_home: str | None, cuda_macros: list[tuple[str, str | None]]) -> Extension:
+def make_library(cuda_home: str | None) -> Extension:
     """The op library. It stands on LibTorch's stable ABI and knows nothing of Python."""
     sources = {*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")} - {"csrc/bindings.cpp"}
     libraries, library_dirs = ["torch_cpu"], cpp_extension.library_paths()
+    cuda_macros: list[tuple[str, str | None]] = []
     if cuda_home is not None:
+        cuda_macros = [("PSPFAST_WITH_CUDA", None)]
         sources |= {*glob("csrc/cuda/*.cu")}
         # In the library itself, for it to run beside a torch of any CUDA version.
         libraries += ["cudart_static", "dl", "rt", "pthread"]
@@ -163,18 +204,15 @@ class BuildExtension(cpp_extension.BuildExtension):
 
 
 cuda_home = choose_cuda()
-cuda_macros: list[tuple[str, str | None]] = []
+codes = ""
 if cuda_home is not None:
-    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", choose_archs(cuda_home))
+    # What torch's build passes to nvcc.
+    codes = codes_of(cpp_extension._get_cuda_arch_flags())
     # The global that torch builds with; torch's own search takes a wrapped nvcc's folder.
     cpp_extension.CUDA_HOME = cuda_home
-    cuda_macros = [
-        ("PSPFAST_WITH_CUDA", None),
-        ("PSPFAST_CUDA_VERSION", nvcc_version(cuda_home)),
-        ("PSPFAST_CUDA_ARCHS", archs.replace(";", " ")),
-    ]
 print(
-    f"pspfast: torch {torch.__version__}, CUDA kernels with {cuda_home}"
+    f"pspfast: torch {torch.__version__}, CUDA kernels for {codes} with {cuda_home}"
     if cuda_home
     else f"pspfast: torch {torch.__version__}, CPU kernels only"
 )
@@ -191,6 +229,6 @@ setup(
         "pspfast.data": ["*.yaml"],
         "pspfast.recipes": ["*.yaml"],
     },
-    ext_modules=[make_library(cuda_home, cuda_macros), make_binding(cuda_macros)],
+    ext_modules=[make_library(cuda_home), make_binding(cuda_home, codes)],
     cmdclass={"build_ext": BuildExtension},
 )

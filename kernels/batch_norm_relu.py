@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .jit.batch_norm_relu import (
     add_sums_kernel,
@@ -25,6 +24,7 @@ from .launch import (
     launches_on_tensor_device,
     next_power_of_2,
     width_divisor,
+    wrap_triton,
 )
 
 # Bytes of a tile: four loads of 16 bytes of each of 128 threads, which keep two numbers of each

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .jit.dilated_conv2d import (
     conv_ieee_kernel,
@@ -15,7 +14,13 @@ from .jit.dilated_conv2d import (
     grad_weight_kernel,
     grad_weight_tf32_kernel,
 )
-from .launch import empty_map, launches_on_tensor_device, next_power_of_2, width_divisor
+from .launch import (
+    empty_map,
+    launches_on_tensor_device,
+    next_power_of_2,
+    width_divisor,
+    wrap_triton,
+)
 
 # The weight gradient splits pixels until it has this many programs of 128 by 128, four on each of
 # 132 multiprocessors. With fewer pixels than the least, a program's start and sum cost too much.
@@ -30,8 +35,15 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _ieee(x: Tensor) -> bool:
-    """Whether products are exact: of float32, unless torch's own convolutions may round them."""
-    return x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"
+    """Whether products are exact: of float32, unless torch's own convolutions may round them, as
+    AMD's GPUs hardly can."""
+    rounds = torch.version.hip is None and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return x.dtype == torch.float32 and not rounds
+
+
+def _precision(ieee: bool) -> str:
+    """Of products, as Triton has it: for AMD's GPUs it refuses the other, for 16 bits too."""
+    return "ieee" if ieee or torch.version.hip is not None else "tf32"
 
 
 def _channel_block(channels: int, x: Tensor, ieee: bool) -> int:
@@ -105,7 +117,7 @@ def _convolve(
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         RELU=relu,
-        PRECISION="ieee" if ieee else "tf32",
+        PRECISION=_precision(ieee),
         BLOCK_K=_channel_block(channels, x, ieee),
         **constants,
     )
@@ -166,7 +178,7 @@ def dilated_conv2d_grad_weight(grad: Tensor, x: Tensor, dilation: int) -> Tensor
         pixels,
         split_pixels,
         *sizes,
-        PRECISION="ieee" if ieee else "tf32",
+        PRECISION=_precision(ieee),
         BLOCK_K=block_k,
         **constants,
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import triton
 from torch import Tensor
 
 T = TypeVar("T")
@@ -22,6 +23,21 @@ def launches_on_tensor_device(launcher: Callable[..., T]) -> Callable[..., T]:
             return launcher(first, *args, **kwargs)
 
     return launch
+
+
+def wrap_triton(kernel: Any) -> Any:
+    """``torch.library.wrap_triton``, which refuses kernels that Triton interprets until torch
+    2.11."""
+    return kernel if triton.knobs.runtime.interpret else torch.library.wrap_triton(kernel)
+
+
+def shared_bytes_of_a_block() -> int | None:
+    """Shared memory that the current GPU lends a program at most; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    driver = triton.runtime.driver.active
+    properties = driver.utils.get_device_properties(driver.get_current_device())
+    return properties["max_shared_mem"]
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:

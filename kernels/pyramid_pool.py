@@ -5,10 +5,16 @@ from collections.abc import Sequence
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .jit.pyramid_pool import pool_bwd_kernel, pool_fwd_kernel
-from .launch import column_block, dense, empty_map, launches_on_tensor_device, width_divisor
+from .launch import (
+    column_block,
+    dense,
+    empty_map,
+    launches_on_tensor_device,
+    width_divisor,
+    wrap_triton,
+)
 
 
 def _channels(batch: int, channels: int, channels_last: bool) -> int:

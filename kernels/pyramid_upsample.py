@@ -5,10 +5,16 @@ from collections.abc import Sequence
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .jit.pyramid_upsample import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
-from .launch import column_block, dense, empty_map, launches_on_tensor_device, width_divisor
+from .launch import (
+    column_block,
+    dense,
+    empty_map,
+    launches_on_tensor_device,
+    width_divisor,
+    wrap_triton,
+)
 
 # Channels of a program at most. Forward, channels share the weights of the columns, so many is
 # better: 64, of 64 columns, are 32 registers of each of 128 threads. Backward, a thread holds three

@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .jit.upsample_argmax import argmax_kernel
-from .launch import launches_on_tensor_device
+from .launch import launches_on_tensor_device, wrap_triton
 from .upsample_tiles import plan
 
 

@@ -3,10 +3,9 @@
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .jit.upsample_cross_entropy import loss_bwd_kernel, loss_fwd_kernel
-from .launch import empty_map, launches_on_tensor_device
+from .launch import empty_map, launches_on_tensor_device, wrap_triton
 from .upsample_tiles import plan, upsampling
 
 _WRONG_LABEL = "upsample_cross_entropy: target: a label is neither a class nor ignore_index"

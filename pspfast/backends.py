@@ -1,17 +1,19 @@
 """Which implementation of the ops serves a tensor.
 
-``cpu`` and ``cuda`` are the C++ and CUDA kernels of ``pspfast._C``, ``triton`` the kernels of
+``cpu`` and ``cuda`` are the C++ and CUDA kernels of the op library, ``triton`` the kernels of
 ``pspfast.kernels``, ``reference`` plain PyTorch, for every device. ``auto``, the default, takes the
-first of them that serves the tensor's device. The environment variable ``PSPFAST_BACKEND`` or
-:func:`backend` chooses another. In transforms of ``torch.func`` and forward-mode
-differentiation plain PyTorch runs, whatever is chosen.
+first of them that serves the tensor's device: ``cuda`` serves GPUs that the library holds code for.
+The environment variable ``PSPFAST_BACKEND`` or :func:`backend` chooses another. In transforms of
+``torch.func`` and forward-mode differentiation plain PyTorch runs, whatever is chosen.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 from typing import TypeVar
 
@@ -31,6 +33,8 @@ except ImportError as error:
 NAMES = ("auto", "cpu", "cuda", "triton", "reference")
 # Device types that each backend serves; `reference` serves all of them.
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+# Of NVIDIA's GPUs that Triton supports, as its README says.
+_LEAST_TRITON_CAPABILITY = (8, 0)
 
 
 def _checked(name: str, source: str) -> str:
@@ -69,6 +73,8 @@ def _find_missing() -> dict[str, str]:
             "pspfast._C was built without CUDA: install nvcc and a CUDA build of torch, "
             "then reinstall"
         )
+    elif torch.version.cuda is None:
+        reasons["cuda"] = f"torch {torch.__version__} is no CUDA build"
     if _triton_error:
         reasons["triton"] = _triton_error
     return reasons
@@ -110,10 +116,78 @@ def is_automatic() -> bool:
     return _chosen == "auto"
 
 
-def default(device: str) -> str:
-    """The backend that ``auto`` takes for tensors on a device of this type."""
+def device_capability(index: int) -> tuple[int, int] | None:
+    """The compute capability of this GPU; None without it, and for AMD's, which have none."""
+    if torch.version.hip is not None or index >= torch.cuda.device_count():
+        return None
+    return torch.cuda.get_device_capability(index)
+
+
+def code_for(capability: tuple[int, int], codes: str) -> str | None:
+    """The one of ``codes`` that a GPU of this compute capability runs, or None.
+
+    Args:
+        capability: major and minor version.
+        codes: as nvcc names them, separated by spaces: ``sm_80`` is machine code, which GPUs of the
+            same major and no lower minor version run; ``compute_80`` is PTX, which the driver
+            compiles for GPUs of that version and all later ones. With an ``a`` behind, either is
+            for that version alone, with an ``f`` for its major version.
+    """
+    major, minor = capability
+    runs = []
+    for kind, digits, limit in re.findall(r"(sm|compute)_(\d+)([af]?)", codes):
+        built = divmod(int(digits), 10)
+        same_major = built[0] == major and built[1] <= minor
+        is_later = kind == "compute" and not limit and built <= capability
+        if built == capability if limit == "a" else same_major or is_later:
+            runs.append((kind == "sm", built, f"{kind}_{digits}{limit}"))
+    return max(runs)[-1] if runs else None
+
+
+@cache
+def _unserved(name: str, device: str, index: int) -> str | None:
+    if name in MISSING:
+        return MISSING[name]
+    if device != _DEVICES[name]:
+        return f"expected a tensor on {_DEVICES[name]}, got {device}"
+    capability = device_capability(index) if device == "cuda" else None
+    if capability is None:
+        # The CPU, an AMD GPU, or a GPU that is not in this machine, of fake tensors.
+        return None
+    version = ".".join(map(str, capability))
+    if name == "triton" and capability < _LEAST_TRITON_CAPABILITY:
+        least = ".".join(map(str, _LEAST_TRITON_CAPABILITY))
+        return f"Triton needs compute capability {least}, the GPU has {version}"
+    if name == "cuda":
+        assert _extension.build_info is not None and _extension.build_info["cuda_archs"]
+        built = _extension.build_info["cuda_archs"]
+        if code_for(capability, built) is None:
+            return (
+                f"the op library is built for {built}, and the GPU has compute capability "
+                f"{version}: reinstall pspfast on this machine or with "
+                f"TORCH_CUDA_ARCH_LIST={version}"
+            )
+    return None
+
+
+@constant_when_compiled
+def why_not(name: str, device: str, index: int = 0) -> str | None:
+    """Why this backend does not serve a device, or None where it does. Found out once per device.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"`` or ``"triton"``.
+        device: its type, ``"cpu"`` or ``"cuda"``.
+        index: which GPU.
+    """
+    return _unserved(name, device, index)
+
+
+@constant_when_compiled
+def default(device: str, index: int = 0, has_cuda_kernel: bool = True) -> str:
+    """The backend that ``auto`` takes for tensors on a device: its type, and which GPU it is."""
     for name, served in _DEVICES.items():
-        if device == served and name not in MISSING:
+        is_there = has_cuda_kernel or name != "cuda"
+        if device == served and is_there and _unserved(name, device, index) is None:
             return name
     return "reference"
 
@@ -125,17 +199,15 @@ def select(op: str, tensor: Tensor, *, has_cuda_kernel: bool = True) -> str:
         op: named in errors.
         tensor: the op's first.
         has_cuda_kernel: whether the op has one in CUDA C++; if not, ``triton`` serves for ``cuda``,
-            or ``reference`` where that is missing.
+            or ``reference`` where that does not serve the device.
 
     Raises:
         RuntimeError: the chosen backend is missing or does not serve the tensor's device.
     """
-    chosen = _select(op, tensor.device.type)
+    chosen = _select(op, tensor.device.type, tensor.device.index or 0, has_cuda_kernel)
     if is_transformed():
         # torch's operators know the rules of all transforms, those of this project none.
         return "reference"
-    if chosen == "cuda" and not has_cuda_kernel:
-        chosen = "reference" if "triton" in MISSING else "triton"
     if chosen == "triton":
         load_triton_ops()
     return chosen
@@ -148,15 +220,15 @@ def is_transformed() -> bool:
     return is_dual or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _select(op: str, device: str) -> str:
+def _select(op: str, device: str, index: int, has_cuda_kernel: bool) -> str:
     if _chosen == "reference":
         return _chosen
     if _chosen == "auto":
-        return default(device)
+        return default(device, index, has_cuda_kernel)
     if _chosen in MISSING:
         raise RuntimeError(f"{op}: backend {_chosen!r} is missing: {MISSING[_chosen]}")
-    if device != _DEVICES[_chosen]:
-        raise RuntimeError(
-            f"{op}: backend {_chosen!r}: expected a tensor on {_DEVICES[_chosen]}, got {device}"
-        )
+    if reason := why_not(_chosen, device, index):
+        raise RuntimeError(f"{op}: backend {_chosen!r}: {reason}")
+    if _chosen == "cuda" and not has_cuda_kernel:
+        return default(device, index, has_cuda_kernel)
     return _chosen

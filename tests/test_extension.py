@@ -74,6 +74,8 @@ def test_build_info() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", info["torch"])
     assert "baseline" in info["isas"]
     assert (info["cuda"] is None) == (info["cuda_archs"] is None)
+    codes = (info["cuda_archs"] or "").split()
+    assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", code) for code in codes)
 
 
 def test_importing_pspfast_leaves_the_extras_alone() -> None:

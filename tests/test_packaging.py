@@ -142,3 +142,37 @@ def test_nvcc_of_another_major_version(tmp_path: Path) -> None:
     output = setup(ROOT, "--version", check=False, PSPFAST_BUILD="cuda", PATH=path)
     assert f"nvcc is of CUDA 9.2, and torch {torch.__version__} of CUDA" in output
     assert "install a toolkit of torch's major version" in output
+
+
+def codes_of_a_build(**environment: str) -> str:
+    """What setup.py says that it builds CUDA kernels for."""
+    output = setup(ROOT, "--version", PSPFAST_BUILD="auto", **environment)
+    (line,) = [line for line in output.splitlines() if line.startswith("pspfast: torch")]
+    if "CUDA kernels for" not in line:
+        pytest.skip("there is no nvcc")
+    return line.split("CUDA kernels for ")[1].split(" with ")[0]
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="builds CUDA with a CUDA torch only")
+def test_architectures_of_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6;9.0a+PTX")
+    assert set(codes_of_a_build().split()) == {"sm_86", "sm_90a", "compute_90a"}
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, torch\n"
+        "gpus = [tuple(map(int, c.split('.'))) for c in os.environ['FAKE_GPUS'].split()]\n"
+        "torch.cuda.device_count = lambda: len(gpus)\n"
+        "torch.cuda.get_device_capability = gpus.__getitem__\n"
+    )
+    # One that no nvcc knows gets what machines without a GPU get.
+    default = set(codes_of_a_build(FAKE_GPUS="99.0").split())
+    assert {"sm_75", "sm_80", "sm_90"} <= default
+    assert any(code.startswith("compute_") for code in default)
+    assert set(codes_of_a_build(FAKE_GPUS="9.0 8.0 9.0").split()) == {"sm_80", "sm_90"}
+    own = codes_of_a_build(FAKE_GPUS="8.0", PSPFAST_CUDA_ARCHS="torch").split()
+    torch_own = torch._C._cuda_getArchFlags().split()
+    machine_code = [{code for code in codes if code[:3] == "sm_"} for codes in (own, torch_own)]
+    assert machine_code[0] == machine_code[1] and f"compute_{torch_own[-1][3:]}" in own
+    output = setup(ROOT, "--version", check=False, FAKE_GPUS="", PSPFAST_CUDA_ARCHS="all")
+    assert "PSPFAST_CUDA_ARCHS: expected auto or torch, got 'all'." in output

@@ -25,10 +25,15 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 
 import pspfast.kernels
+from pspfast.kernels import launch
 
 ROOT = Path(__file__).parents[1]
 _MODULES = [f"pspfast.kernels.{m.name}" for m in pkgutil.iter_modules(pspfast.kernels.__path__)]
-LAUNCHERS = [m for m in map(importlib.import_module, _MODULES) if hasattr(m, "wrap_triton")]
+LAUNCHERS = [
+    module
+    for module in map(importlib.import_module, _MODULES)
+    if hasattr(module, "wrap_triton") and module is not launch
+]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 # Of a block on chips since sm_90 the system's own, which most cubins count as static.
 SYSTEM_SHARED = 1024
@@ -118,6 +123,14 @@ class MachineCode:
         return bodies
 
     @property
+    def spills_in_loops(self) -> list[str]:
+        """Instructions in innermost loops on a thread's own memory."""
+        if self.stack == 0:  # To read the code takes seconds.
+            return []
+        lines = [line for body in self.innermost_loops for line in body]
+        return [line for line in lines if re.search(r"\b(?:LDL|STL)\b", line)]
+
+    @property
     def tensor_core_instructions(self) -> list[str]:
         return sorted(set(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)(?:\.\w+)*", self.sass)))
 
@@ -193,6 +206,17 @@ class TritonLaunch:
 
     def compiled(self, arch: int) -> MachineCode:
         """As a launch on sm_<arch> compiles it, for pointers to multiples of 16 bytes."""
+        compiled = self._compiled(GPUTarget("cuda", arch, 32), enable_fp_fusion=True)
+        assets, metadata = compiled.asm, compiled.metadata
+        columns = getattr(metadata, "tmem_size", 0)
+        (code,) = _read(assets["cubin"], assets["ptx"], arch, metadata.shared, columns)
+        return code
+
+    def shared_bytes(self, target: GPUTarget) -> int:
+        """Shared memory of a program, as a launch on any chip compiles it."""
+        return self._compiled(target).metadata.shared
+
+    def _compiled(self, target: GPUTarget, **more: object) -> Any:
         signature, constants, attributes = {}, {}, {}
         for i, param in enumerate(self.kernel.params):
             arg = self.args[param.name]
@@ -212,12 +236,7 @@ class TritonLaunch:
             if divisible:
                 attributes[(i,)] = [["tt.divisibility", 16]]
         source = triton.compiler.ASTSource(self.kernel, signature, constants, attributes)
-        options = {"enable_fp_fusion": True} | self.options
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-        assets, metadata = compiled.asm, compiled.metadata
-        columns = getattr(metadata, "tmem_size", 0)
-        (code,) = _read(assets["cubin"], assets["ptx"], arch, metadata.shared, columns)
-        return code
+        return triton.compile(source, target=target, options={**more, **self.options})
 
 
 class Launches:

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
 PREFIX = "times as fast as "
 MEASURE = "pytest benchmarks/ --benchmark-only --benchmark-json=results.json"
 PAGE = Path("docs/BENCHMARKS.md")
@@ -92,6 +89,10 @@ def other_table(benchmarks: Sequence[Benchmark]) -> str:
 
 def draw_chart(benchmarks: Sequence[Benchmark]) -> bytes:
     """Horizontal bars, one for each benchmark and peer, as SVG; the same bytes every time."""
+    # Here, for what uses the tables alone where there is none.
+    import matplotlib
+    from matplotlib.figure import Figure
+
     peers = union([speeds(benchmark) for benchmark in benchmarks])
     bars = [(b, peer, ratio) for b in benchmarks for peer, ratio in speeds(b).items()]
     figure = Figure(figsize=(9, 0.8 + 0.24 * len(bars)), layout="constrained")

@@ -1,8 +1,8 @@
 """One build under several versions of torch: ``python -m tools.torch_versions 2.10.0 2.14.1``.
 
 A wheel is built once, with the torch that is installed. Each version gets an environment of its own
-with that wheel, where tests/ops run; a line says how they ended and which file they ran on. An
-environment takes some gigabytes and is removed before the next is made.
+with that wheel, where tests/ops run, or other tests; a line says how they ended and which file they
+ran on. An environment takes some gigabytes and is removed before the next is made.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# What tests/ops import besides torch. torchvision is of one torch each, and pip finds which.
-TEST_PACKAGES = ("torchvision", "pytest", "hypothesis", "numpy", "pillow", "setuptools")
+# What tests/ops import besides torch. torchvision is of one torch each, and pip finds which; numpy
+# 2.4 ended a conversion that the interpreter of Triton 3.6, torch 2.11's, makes.
+TEST_PACKAGES = ("torchvision", "pytest", "hypothesis", "numpy<2.4", "pillow", "setuptools")
 FIND_LIBRARY = (
     "import pspfast, torch; from pspfast import _extension; "
     "assert _extension.load_error is None, _extension.load_error; "
@@ -57,7 +58,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def try_version(version: str, wheel: Path, arguments: list[str]) -> tuple[str, bool]:
-    """What tests/ops say in a fresh environment with this torch, and whether they passed."""
+    """What pytest says in a fresh environment with this torch, and whether all passed."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder) / "bin" / "python"
@@ -67,7 +68,7 @@ def try_version(version: str, wheel: Path, arguments: list[str]) -> tuple[str, b
         found, library = must(python, "-c", FIND_LIBRARY).split()
         digest = hashlib.sha256(Path(library).read_bytes()).hexdigest()[:16]
         # Not by `python -m`, for which the sources in the checkout come before what is installed.
-        pytest = (Path(folder) / "bin" / "pytest", "-q", "-p", "no:cacheprovider", "tests/ops")
+        pytest = (Path(folder) / "bin" / "pytest", "-q", "-p", "no:cacheprovider")
         result = run(
             *pytest,
             *arguments,
@@ -85,8 +86,11 @@ def main() -> None:
     parser.add_argument("versions", nargs="+", help="of torch, as 2.10.0")
     parser.add_argument("--wheel", type=Path, help="one that is built already")
     parser.add_argument("-k", dest="tests", help="which tests, as pytest has it")
+    parser.add_argument(
+        "--paths", nargs="+", default=["tests/ops"], help="of tests; tests/models, tests/gpu"
+    )
     options = parser.parse_args()
-    arguments = ["-k", options.tests] if options.tests else []
+    arguments = [*options.paths, *(["-k", options.tests] if options.tests else [])]
     with tempfile.TemporaryDirectory() as folder:
         wheel = options.wheel or build_wheel(Path(folder))
         passed = []

@@ -8,16 +8,20 @@ Tuning leaves the order of sums alone: configurations differ in what results a p
 what it adds at a time.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from triton import JITFunction, knobs
 from triton.runtime.autotuner import Autotuner
 
+from ..launch import shared_bytes_of_a_block
+
 # The interpreter multiplies bfloat16 as the integers that hold it.
 _UPCAST = tl.constexpr(knobs.runtime.interpret)
 
-# BLOCK_M, BLOCK_N, warps and stages that tuning chooses among. The first takes more shared memory
-# than small GPUs have, where tuning passes over it.
+# BLOCK_M, BLOCK_N, warps and stages that tuning chooses among, the last one anywhere: it takes no
+# more than the 64 KB of shared memory that the least of all GPUs have.
 TILES = ((128, 256, 8, 4), (128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3))
 # Where a sum runs over pixels, both operands have to be transposed, which tensor cores since sm_90
 # do not do for 32 bits; two warps get the products of sm_80, which take operands either way.
@@ -34,6 +38,24 @@ _KEY = (
 )
 
 
+def _that_fit(
+    configs: list[triton.Config], arguments: dict[str, Any], **constants: Any
+) -> list[triton.Config]:
+    """The configurations whose operands fit into the shared memory of the current GPU."""
+    available = shared_bytes_of_a_block()
+    if available is None:
+        return configs
+    # Of each operand a block for every stage but the one that is computed on, whose place chips of
+    # compute capability 9 and 10 take as well: they have room for all.
+    of_each = constants["BLOCK_K"] * arguments["p_x"].element_size()
+    return [
+        config
+        for config in configs
+        if (config.num_stages - 1) * (config.kwargs["BLOCK_M"] + config.kwargs["BLOCK_N"]) * of_each
+        <= available
+    ] or configs[-1:]
+
+
 def _tuned(kernel: JITFunction, tiles: tuple[tuple[int, int, int, int], ...]) -> Autotuner:
     if knobs.runtime.interpret:
         # Nothing can be timed: the smallest.
@@ -43,7 +65,8 @@ def _tuned(kernel: JITFunction, tiles: tuple[tuple[int, int, int, int], ...]) ->
         for m, n, warps, stages in tiles
     ]
     key = [name for name in kernel.arg_names if name in _KEY]
-    return triton.autotune(configs, key, cache_results=True)(kernel)
+    prune = {"early_config_prune": _that_fit}
+    return triton.autotune(configs, key, prune_configs_by=prune, cache_results=True)(kernel)
 
 
 @triton.jit

@@ -31,11 +31,33 @@ def report() -> str:
             f"CPU ISAs     built {build['isas']}; torch found "
             f"{torch.backends.cpu.get_cpu_capability()}",
         ]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible"
-    lines += [
-        f"GPU          {gpu}",
-        f"cpu tensors  {backends.default('cpu')}",
-        f"cuda tensors {backends.default('cuda')}",
-    ]
+    lines += [f"cpu tensors  {backends.default('cpu')}", *_gpus()]
     lines += [f"no {name:<9} {reason}" for name, reason in backends.MISSING.items()]
     return "\n".join(lines)
+
+
+def _gpus() -> list[str]:
+    """What serves the tensors on each GPU, and why others do not."""
+    count = torch.cuda.device_count()
+    if count == 0:
+        return ["GPU          none visible", f"cuda tensors {backends.default('cuda')}"]
+    lines = []
+    for index in range(count):
+        served = backends.default("cuda", index)
+        without = backends.default("cuda", index, False)
+        capability = backends.device_capability(index)
+        facts = [torch.cuda.get_device_name(index)]
+        if capability is not None:
+            facts.append("compute capability {}.{}".format(*capability))
+        if served == "cuda" and capability is not None:
+            assert _extension.build_info is not None
+            codes = str(_extension.build_info["cuda_archs"])
+            served += f" ({backends.code_for(capability, codes)})"
+        if without != served.split()[0]:
+            served += f", {without} for ops without CUDA C++ kernels"
+        lines.append(f"{f'cuda:{index}':<12} {served}: {', '.join(facts)}")
+        for name in ("cuda", "triton"):
+            reason = backends.why_not(name, "cuda", index)
+            if reason is not None and name not in backends.MISSING:
+                lines.append(f"{'':<12} no {name}: {reason}")
+    return lines

@@ -121,9 +121,12 @@ class RecomputedMaps:
         """How to compute the tensor again, if it is such a map and has not been modified since;
         else the tensor."""
         reference, recomputation = self._found.get(_memory_of(tensor), (None, None))
-        if reference is None or recomputation is None or reference() is None:
-            return tensor
-        return recomputation if recomputation.version == tensor._version else tensor
+        is_known = reference is not None and reference() is not None
+        if is_known and recomputation is not None and recomputation.version == tensor._version:
+            return recomputation
+        # Without its graph: an operator that saves its own output would keep itself alive, and with
+        # it all that it has saved, if nobody runs backward.
+        return tensor.detach()
 
 
 class Recomputation:

@@ -19,11 +19,15 @@ KIND = {torch.float32: "tf32", torch.float16: "f16", torch.bfloat16: "bf16"}
 MAX_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # The same of sm_89, the least of all chips since sm_80: for all tiles but the largest.
 LEAST_SHARED_BYTES = 99 * 1024
-# On sm_100 ptxas saves a few registers outside of loops to keep one more program resident.
-MAX_STACK_BYTES = {80: 0, 90: 0, 100: 24}
+# To keep one more program resident ptxas saves a few registers outside of loops: on sm_100, and
+# with Triton 3.6 everywhere.
+MAX_STACK_BYTES = {80: 8, 90: 8, 100: 24}
 # Tiles of 128 by 256 leave few registers beside their sums: what the addresses of residual and
 # result have in common is saved before the loop and read behind it.
 MAX_STACK_BYTES_OF_RESIDUAL = 160
+# Of the weight's gradient in such tiles on sm_80, and instructions of its loop that spill, two in
+# hundreds: with Triton 3.6.
+MAX_STACK_BYTES_OF_GRAD_WEIGHT, MAX_SPILLS_IN_ITS_LOOP = 48, 2
 
 SIZE = (16, 60, 60)
 
@@ -57,9 +61,12 @@ def accesses(code: Any, kind: str) -> set[str]:
     return set(re.findall(rf"\b{kind}\.(?:async\.\w+\.shared\.)?global[.\w]*", code.ptx))
 
 
-def assert_fits(code: Any, arch: int, stack_bytes: int | None = None) -> None:
+def assert_fits(
+    code: Any, arch: int, stack_bytes: int | None = None, spills_in_loop: int = 0
+) -> None:
     most = MAX_STACK_BYTES[arch] if stack_bytes is None else stack_bytes
     assert code.stack <= most, f"{code.name} spills"
+    assert len(code.spills_in_loops) <= spills_in_loop, f"{code.name} spills in its loop"
     assert code.shared <= MAX_SHARED_BYTES[arch], code.name
 
 
@@ -119,7 +126,10 @@ def test_grad_input(launches: Any, dtype: torch.dtype, tiles: int | None, arch: 
 def test_grad_weight(launches: Any, dtype: torch.dtype, tiles: int | None, arch: int) -> None:
     launchers.dilated_conv2d_grad_weight(a_map(512, dtype), a_map(256, dtype), 4)
     for columns, code in compiled(launches, arch, tiles):
-        assert_fits(code, arch)
+        if arch == 80 and columns == 256:
+            assert_fits(code, arch, MAX_STACK_BYTES_OF_GRAD_WEIGHT, MAX_SPILLS_IN_ITS_LOOP)
+        else:
+            assert_fits(code, arch)
         assert_on_tensor_cores(code, 80 if dtype == torch.float32 else arch, dtype)
         assert_copies_operands(code)
         assert not accesses(code, "ld")

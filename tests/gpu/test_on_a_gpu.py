@@ -31,9 +31,10 @@ BATCH, CLASSES = 2, 21
 
 
 def on_a_gpu(backend: str) -> Any:
-    is_there = torch.cuda.is_available() and backend not in backends.MISSING
     reason = backends.MISSING.get(backend) or "there is no GPU"
-    return pytest.param(backend, marks=pytest.mark.skipif(not is_there, reason=reason))
+    if torch.cuda.is_available():
+        reason = "" if backend == "auto" else backends.why_not(backend, "cuda") or ""
+    return pytest.param(backend, marks=pytest.mark.skipif(bool(reason), reason=reason))
 
 
 pytestmark = pytest.mark.parametrize(

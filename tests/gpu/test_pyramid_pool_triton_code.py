@@ -16,9 +16,9 @@ PYRAMID = (1, 2, 3, 6)
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # What an sm_89 multiprocessor lends a block, the least of all chips since sm_80.
 MAX_SHARED_BYTES = 99 * 1024
-# On sm_100 ptxas saves a few registers, once a program, to keep one more program resident in the
-# forward of 16-bit types; values that a loop needs would take hundreds of bytes.
-MAX_STACK_BYTES = {80: 0, 90: 0, 100: 16}
+# To keep one more program resident, ptxas saves a few registers, outside of inner loops: four on
+# sm_100, with Triton 3.6 up to eight. What such loops need would take hundreds of bytes.
+MAX_STACK_BYTES = 32
 
 
 # Channels are innermost in channels_last, whatever the width.
@@ -57,7 +57,8 @@ def test_accesses(width: int, channels_last: bool, dtype: torch.dtype, arch: int
 @every_layout
 def test_spills(width: int, channels_last: bool, dtype: torch.dtype, arch: int) -> None:
     for code in compiled(width, channels_last, dtype, arch):
-        assert code.stack <= MAX_STACK_BYTES[arch], f"{code.name} spills"
+        assert code.stack <= MAX_STACK_BYTES, f"{code.name} spills"
+        assert not code.spills_in_loops, code.name
 
 
 def test_compiles_where_every_size_is_one(launches: Any) -> None:

@@ -3,7 +3,6 @@ upsample_softmax, as their launchers ask for it: no spills, little shared memory
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ from pspfast.kernels import upsample_argmax, upsample_cross_entropy, upsample_so
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # What an sm_89 multiprocessor lends a block, the least of all chips since sm_80.
 MAX_SHARED_BYTES = 99 * 1024
-# In softmax on sm_100, and with weights and smoothing, ptxas saves up to four registers, outside of
-# inner loops, to keep one more program resident; what such loops need would take hundreds of bytes.
+# To keep one more program resident, ptxas saves up to four registers, outside of inner loops, on
+# sm_100 in softmax and, with Triton 3.6, in the loss's backward, and with weights and smoothing
+# everywhere; what such loops need would take hundreds of bytes.
 MAX_STACK_BYTES = 16
 
 
@@ -31,13 +31,7 @@ def assert_fit(
         code = launch.compiled(arch)
         assert code.stack <= stack_bytes, f"{code.name} spills"
         assert code.shared <= MAX_SHARED_BYTES, code.name
-        if code.stack > 0:
-            assert_spills_outside_of_loops(code)
-
-
-def assert_spills_outside_of_loops(code: Any) -> None:
-    spills = [i for body in code.innermost_loops for i in body if re.search(r"\b(LDL|STL)\b", i)]
-    assert not spills, f"{code.name}: {spills}"
+        assert not code.spills_in_loops, code.name
 
 
 def some_logits(classes: int, channels_last: bool, dtype: torch.dtype) -> Tensor:
@@ -93,7 +87,7 @@ def test_loss(
     launches: Any, classes: int, channels_last: bool, dtype: torch.dtype, arch: int
 ) -> None:
     launch_loss(some_logits(classes, channels_last, dtype), (SIZE, SIZE))
-    assert_fit(launches, arch, 2)
+    assert_fit(launches, arch, 2, MAX_STACK_BYTES if arch == 100 else 0)
 
 
 @every_arch

@@ -16,8 +16,9 @@ from pspfast import backends
 
 def on_a_gpu(backend: str) -> Any:
     reason = backends.MISSING.get(backend) or "there is no GPU"
-    is_there = backend not in backends.MISSING and torch.cuda.is_available()
-    return pytest.param(backend, marks=pytest.mark.skipif(not is_there, reason=reason))
+    if torch.cuda.is_available():
+        reason = backends.why_not(backend, "cuda") or ""
+    return pytest.param(backend, marks=pytest.mark.skipif(bool(reason), reason=reason))
 
 
 # Backends, for the fixture `implementation`; `device` is the one that they serve.

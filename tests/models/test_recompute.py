@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import gc
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -238,3 +239,14 @@ def test_frozen_batch_norm() -> None:
     layers[0].eval()
     ours, eager = gradients(recomputed, layers, x), gradients(plainly, layers, x)
     assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_saved_is_freed_without_backward(training: bool) -> None:
+    model = PSPNet(18, classes=3).train(training)
+    images, target = torch.randn(2, 3, 33, 33), torch.zeros(2, 33, 33, dtype=torch.long)
+    weights = [weakref.ref(weight) for weight in model.parameters()]
+    outputs = model(images, target) if training else model(images)
+    del model, outputs
+    gc.collect()
+    assert not [weight for weight in weights if weight() is not None]
