@@ -75,15 +75,20 @@ def test_pyramid_convolution_has_half_the_flops() -> None:
     assert 0.5 < ours / eager < 0.65
 
 
-def test_batch_norm_relu_reads_and_writes_a_map_once() -> None:
+def test_batch_norm_relu_reads_a_map_twice_and_writes_it_once() -> None:
     with footprint.on_an_imagined_gpu():
         x = torch.empty(2, 16, 10, 10).contiguous(memory_format=torch.channels_last)
-        weight = torch.empty(16)
+        weight, running = torch.empty(16), torch.empty(16)
         with Footprint([x]) as counted:
-            batch_norm_relu(x, None, None, weight, weight)
-    (cost,) = counted.costs["batch_norm_relu"]
-    # x, the result; weight, which is the bias too; mean and variance.
-    assert cost.bytes == (2 * 3200 + 16 + 2 * 16) * FLOAT
+            batch_norm_relu(x, running, None, weight, weight)
+    (statistics,), (result,) = (
+        counted.costs[name] for name in ("batch_norm_statistics", "batch_norm_relu")
+    )
+    # x; the running mean, which is written too; mean, variance and count.
+    assert statistics.bytes == (3200 + 2 * 16 + 2 * 16 + 1) * FLOAT
+    # x, the result; weight, which is the bias too; mean, variance and count.
+    assert result.bytes == (2 * 3200 + 16 + 2 * 16 + 1) * FLOAT
+    assert counted.total.launches == 2
 
 
 def test_least_time_is_of_arithmetic_or_of_memory() -> None:
@@ -105,6 +110,7 @@ def test_ours_over_eager(task: str, flops: float, moved: float, peak: float) -> 
     assert by["FLOPs"] <= flops
     assert by["bytes"] <= moved
     assert by["peak memory"] <= peak
+    assert ours.total.launches <= eager.total.launches
 
 
 def test_eager_is_what_is_known_of_it() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pspfast.kernels import (
     batch_norm_relu,
+    batch_norm_statistics,
     dilated_conv2d,
     pyramid_pool,
     pyramid_upsample,
@@ -236,19 +237,18 @@ def _batch_norm_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]
     call = partial(Call, dtype, True)
     x = _empty((BATCH, 256, 119, 119), dtype, True)
     weight = _empty((256,), torch.float32)
-    arguments = (weight, weight, x, True, 1e-5)
+    statistics, batches = _empty((2 * 256 + 1,), torch.float32), _empty((), torch.int64)
+    arguments = (statistics, weight, weight, x, True, 1e-5)
     of_x = (x.numel(), "of the map")
-    yield call(
-        "batch_norm_relu",
-        lambda: batch_norm_relu.batch_norm_relu_forward(x, *arguments),
-        None,
-        (x.nbytes, None, 3 * x.nbytes),
-        (),
-        *of_x,
-    )
+
+    def forward() -> object:
+        batch_norm_statistics.batch_norm_statistics(x, weight, weight, batches, 0.1)
+        return batch_norm_relu.batch_norm_relu(x, *arguments)
+
+    yield call("batch_norm_relu", forward, None, (x.nbytes, None, 3 * x.nbytes), (), *of_x)
     yield call(
         "batch_norm_relu backward",
-        lambda: batch_norm_relu.batch_norm_relu_backward(x, x, weight, weight, *arguments),
+        lambda: batch_norm_relu.batch_norm_relu_backward(x, x, *arguments),
         None,
         (4 * x.nbytes, None, 3 * x.nbytes),
         (),

@@ -13,18 +13,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pspfast import backends
 from pspfast.models.hooks import is_watched
-from pspfast.ops.batch_norm_relu import (
-    BatchNormOutput,
-    batch_norm_relu_apply,
-    batch_norm_relu_with_statistics,
-    has_kernel,
-    update_running_statistics,
-)
+from pspfast.ops.batch_norm_relu import batch_norm_statistics, has_kernel, normalize
 
 # A block's output is computed again from the output of the block before it, and so on. Backward has
 # all outputs of such a chain in memory when it reaches the chain's last block, so the output at the
@@ -78,22 +74,15 @@ def norm_relu(x: Tensor, bn: nn.Module, relu: nn.Module, residual: Tensor | None
 
 
 def _norm(x: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | None) -> Tensor:
-    assert isinstance(bn, nn.BatchNorm2d) and bn.momentum is not None
-    assert bn.num_batches_tracked is not None
+    assert isinstance(bn, _BatchNorm) and bn.momentum is not None
     if residual is not None:
         residual = residual.to(x.dtype)
     with_relu = relu is not None
-    output = batch_norm_relu_with_statistics(
-        x, bn.weight, bn.bias, residual, relu=with_relu, eps=bn.eps
-    )
-    bn.num_batches_tracked.add_(1)
-    update_running_statistics(
-        bn.running_mean,
-        bn.running_var,
-        output.mean,
-        output.var,
-        x.numel() // x.shape[1],
-        bn.momentum,
+    group = _processes_of(bn)
+    running = bn.running_mean, bn.running_var, bn.num_batches_tracked
+    statistics = batch_norm_statistics(x, running, bn.momentum, group)
+    out = normalize(
+        x, statistics, bn.weight, bn.bias, residual, relu=with_relu, eps=bn.eps, group=group
     )
     maps = _current.get()
     if maps is not None:
@@ -101,8 +90,8 @@ def _norm(x: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | N
         if isinstance(source, Recomputation) and source.depth == _LONGEST_CHAIN:
             assert residual is not None
             source.keep(residual)
-        maps.add(output.out, Recomputation(x, bn, output, with_relu, source))
-    return output.out
+        maps.add(out, Recomputation(x, bn, statistics, with_relu, source, out._version))
+    return out
 
 
 class RecomputedMaps:
@@ -135,17 +124,18 @@ class Recomputation:
     def __init__(
         self,
         x: Tensor,
-        bn: nn.BatchNorm2d,
-        output: BatchNormOutput,
+        bn: _BatchNorm,
+        statistics: Tensor,
         relu: bool,
         residual: Tensor | Recomputation | None,
+        version: int,
     ) -> None:
         self.x, self.weight, self.bias = x.detach(), bn.weight.detach(), bn.bias.detach()
-        self.statistics = output.mean, output.var
+        self.statistics = statistics
         self.relu, self.eps = relu, bn.eps
         self.residual = residual.detach() if isinstance(residual, Tensor) else residual
         self.depth: int = residual.depth + 1 if isinstance(residual, Recomputation) else 1
-        self.version = output.out._version
+        self.version = version
         self.versions = self._versions()
         self.result: Tensor | None = None
 
@@ -166,7 +156,7 @@ class Recomputation:
                     "place since forward"
                 )
             with torch.no_grad():
-                self.result = batch_norm_relu_apply(
+                self.result = normalize(
                     self.x,
                     self.statistics,
                     self.weight,
@@ -191,18 +181,26 @@ def _memory_of(tensor: Tensor) -> tuple[object, ...]:
 def _is_fused(x: Tensor, bn: nn.Module) -> bool:
     """Whether a kernel may take the place of calling ``bn``.
 
-    So it is for a plain BatchNorm2d in training whose call nobody watches or changes. A compiler
-    fuses it by itself.
+    So it is for a plain BatchNorm2d or SyncBatchNorm in training whose call nobody watches or
+    changes. A compiler fuses it by itself.
     """
     return (
         not torch.compiler.is_compiling()
-        and type(bn) is nn.BatchNorm2d
+        and type(bn) in (nn.BatchNorm2d, nn.SyncBatchNorm)
         and bn.training
         and bn.affine
         and bn.track_running_stats
         and bn.momentum is not None
         and not is_watched(bn)
         # Of one value per channel bn raises torch's own error.
-        and x.numel() > x.shape[1]
+        and (x.numel() > x.shape[1] or _processes_of(bn) is not None)
         and has_kernel(x)
     )
+
+
+def _processes_of(bn: nn.Module) -> dist.ProcessGroup | None:
+    """Those whose images a BatchNorm takes its statistics of; None where that is this one alone."""
+    if type(bn) is not nn.SyncBatchNorm or not dist.is_available() or not dist.is_initialized():
+        return None
+    group = bn.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
