@@ -84,6 +84,8 @@ class RunState:
         self.model: Any = self.bare_model
         if options.sharding == "none":
             self.model, self.optimizer = accelerator.prepare(self.bare_model, optimizer)
+            # DDP would refuse it on CPUs, where torch's layer does not compute, but kernels do.
+            _synchronize_batch_norm(self.bare_model, config, accelerator)
         else:
             self.optimizer = accelerator.prepare(optimizer)
         if options.compile:
@@ -216,18 +218,23 @@ def _prepare(model: PSPNet, config: Config, accelerator: Accelerator) -> PSPNet:
     model = model.to(accelerator.device).to(memory_format=layout)
     if options.checkpoint_activations:
         checkpoint_activations(model)
-    if processes > 1 and accelerator.device.type != "cpu":
-        # PyTorch's has no implementation for CPUs.
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if options.sharding == "fsdp2":
         if processes == 1:
             raise ValueError('train.sharding: expected "none" for one process, got "fsdp2"')
+        _synchronize_batch_norm(model, config, accelerator)
         keep_what_is_saved(model)
         mesh = init_device_mesh(accelerator.device.type, (processes,))
         for block in residual_blocks(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
     return model
+
+
+def _synchronize_batch_norm(model: PSPNet, config: Config, accelerator: Accelerator) -> None:
+    """In place, with the parameters and buffers that are there."""
+    is_compiled_for_cpu = config.train.compile and accelerator.device.type == "cpu"
+    if accelerator.num_processes > 1 and not is_compiled_for_cpu:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def _whole(tensor: Tensor) -> Tensor:
