@@ -184,7 +184,7 @@ def _is_fused(x: Tensor, bn: nn.Module) -> bool:
     So it is for a plain BatchNorm2d or SyncBatchNorm in training whose call nobody watches or
     changes. A compiler fuses it by itself.
     """
-    return (
+    return bool(
         not torch.compiler.is_compiling()
         and type(bn) in (nn.BatchNorm2d, nn.SyncBatchNorm)
         and bn.training

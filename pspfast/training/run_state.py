@@ -214,8 +214,9 @@ class RunState:
 
 def _prepare(model: PSPNet, config: Config, accelerator: Accelerator) -> PSPNet:
     options, processes = config.train, accelerator.num_processes
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    model = model.to(accelerator.device).to(memory_format=layout)
+    model = model.to(accelerator.device)
+    if options.channels_last and options.sharding == "none":
+        model = model.to(memory_format=torch.channels_last)
     if options.checkpoint_activations:
         checkpoint_activations(model)
     if options.sharding == "fsdp2":

@@ -78,7 +78,7 @@ def test_only_the_last_checkpoints_are_kept(config: Config) -> None:
     [
         ("model", {"zoom_factor": 1}),
         ("model", {"zoom_factor": 4, "use_ppm": False}),
-        ("train", {"precision": "bf16", "channels_last": True}),
+        ("train", {"precision": "bf16", "channels_last": False}),
         ("train", {"accumulate": 2, "checkpoint_activations": True}),
         ("data", {"val_list": None}),
     ],
@@ -225,7 +225,6 @@ def test_batch_without_labelled_pixels_is_no_error(config: Config, tmp_path: Pat
         ({"batch_size": 3, "accumulate": 2}, "expected a multiple of 2"),
         ({"compile": True, "checkpoint_activations": True}, "false with train.compile"),
         ({"sharding": "fsdp2", "precision": "fp16"}, "train.precision: expected"),
-        ({"sharding": "fsdp2", "channels_last": True}, "train.channels_last: expected false"),
         ({"sharding": "fsdp2"}, r'train\.sharding: expected "none" for one process'),
     ],
 )
