@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._tools.fake_collectives
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
 from pspfast.ops import (
@@ -120,3 +123,17 @@ def test_eager_is_what_is_known_of_it() -> None:
     assert step.peak_bytes == pytest.approx(24 * 2**30, rel=0.02)
     image = footprint.count("inference, 1 image", "eager")
     assert image.total.flops == pytest.approx(0.324e12, rel=0.01)
+
+
+def test_one_of_several_processes_needs_the_memory_of_one_alone() -> None:
+    """DDP adds its buckets, which are as large as the parameters. It reads what it sums, so tensors
+    without memory do without it."""
+    dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+    try:
+        with footprint.on_an_imagined_gpu():
+            shared = footprint.train("ours", 16, nn.SyncBatchNorm.convert_sync_batchnorm)
+    finally:
+        dist.destroy_process_group()
+    assert len(shared.costs["batch_norm_merge_statistics"]) == 61
+    alone = footprint.count("training step, 16 images", "ours")
+    assert shared.peak_bytes <= 1.001 * alone.peak_bytes

@@ -179,7 +179,7 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     # Two tensors, and no class weights.
     given = (*_pointers(2), None)
     partials = cuda_number(op, f"{op}_partials", loss_problem)
-    moved = (logits.nbytes + target.nbytes + lse.nbytes + labels.nbytes,)
+    moved = (logits.nbytes + target.nbytes + lse.nbytes + labels.nbytes, None)
     yield call(
         op,
         lambda: upsample_cross_entropy.upsample_cross_entropy_forward(
@@ -190,7 +190,7 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
             *cuda_loss("_mean", ctypes.c_int64(partials), *_pointers(4)),
         ],
         moved,
-        (*moved, None),
+        moved,
         *pixels,
     )
     read = logits.nbytes + target.nbytes + lse.nbytes
