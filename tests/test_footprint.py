@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
+from waits import waits
 
 from pspfast.ops import (
     batch_norm_relu,
@@ -137,3 +138,17 @@ def test_one_of_several_processes_needs_the_memory_of_one_alone() -> None:
     assert len(shared.costs["batch_norm_merge_statistics"]) == 61
     alone = footprint.count("training step, 16 images", "ours")
     assert shared.peak_bytes <= 1.001 * alone.peak_bytes
+
+
+def test_a_training_step_does_nothing_that_a_cuda_graph_forbids() -> None:
+    """Tensors without memory raise an error where their values are looked at; nor are numbers
+    copied from the host."""
+
+    def built(model: nn.Module) -> nn.Module:
+        reads.found.clear()
+        return model
+
+    with waits() as reads, footprint.on_an_imagined_gpu():
+        footprint.train("ours", 2, built)
+    assert reads.found == []
+    assert reads.operators > 500

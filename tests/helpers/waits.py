@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspfast import PSPNet
 
-# Operators whose result, or its shape, the host has to know.
+# Operators whose result, or its shape, the host has to know; and what makes a tensor of numbers in
+# the host's memory, from where a device waits for a copy.
 _READS = {
+    "lift_fresh",
     "_local_scalar_dense",
     "bincount",
     "equal",

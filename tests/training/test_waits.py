@@ -42,6 +42,7 @@ def masked_confusion(values: Tensor) -> Tensor:
         (lambda x: x.tolist(), ["tolist"]),
         (masked_confusion, ["index", "bincount"]),
         (lambda x: x[x.argsort()], []),
+        (lambda x: x + torch.tensor([1]), ["lift_fresh"]),
     ],
 )
 def test_waiting_is_found(read: Callable[[Tensor], object], names: list[str]) -> None:
