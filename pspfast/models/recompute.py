@@ -7,6 +7,7 @@ the first and the statistics, bit for bit, in one read and write.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +33,11 @@ _current: ContextVar[RecomputedMaps | None] = ContextVar("_current", default=Non
 
 
 @contextmanager
-def recompute_normalized_maps() -> Iterator[None]:
+def recompute_normalized_maps(network: nn.Module | None = None) -> Iterator[None]:
     """Within, the maps that :func:`norm` and :func:`norm_relu` return are not kept for backward.
+
+    Where FSDP divides the weights of the network that runs within, it may not have gathered those
+    of a BatchNorm when a map is computed again: copies are kept, of two numbers for each channel.
 
     Nothing changes where somebody else decides what is kept: a compiler, hooks on saved tensors
     around this (activation checkpointing, offloading), ``torch.no_grad``.
@@ -46,7 +50,7 @@ def recompute_normalized_maps() -> Iterator[None]:
     ):
         yield
         return
-    maps = RecomputedMaps()
+    maps = RecomputedMaps(network is not None and any(map(_is_sharded, network.modules())))
     token = _current.set(maps)
     try:
         with saved_tensors_hooks(maps.pack, _unpack):
@@ -90,14 +94,21 @@ def _norm(x: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | N
         if isinstance(source, Recomputation) and source.depth == _LONGEST_CHAIN:
             assert residual is not None
             source.keep(residual)
-        maps.add(out, Recomputation(x, bn, statistics, with_relu, source, out._version))
+        weights = bn.weight.detach(), bn.bias.detach()
+        if maps.copies_weights:
+            weights = weights[0].clone(), weights[1].clone()
+        recomputation = Recomputation(
+            x, statistics, weights, source, with_relu, bn.eps, out._version
+        )
+        maps.add(out, recomputation)
     return out
 
 
 class RecomputedMaps:
     """The maps of one forward pass that can be computed again, found by the memory they are in."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies_weights: bool) -> None:
+        self.copies_weights = copies_weights
         self._found: dict[tuple[object, ...], tuple[weakref.ref[Tensor], Recomputation]] = {}
 
     def add(self, out: Tensor, recomputation: Recomputation) -> None:
@@ -124,15 +135,17 @@ class Recomputation:
     def __init__(
         self,
         x: Tensor,
-        bn: _BatchNorm,
         statistics: Tensor,
-        relu: bool,
+        weights: tuple[Tensor, Tensor],
         residual: Tensor | Recomputation | None,
+        relu: bool,
+        eps: float,
         version: int,
     ) -> None:
-        self.x, self.weight, self.bias = x.detach(), bn.weight.detach(), bn.bias.detach()
+        self.x = x.detach()
+        self.weight, self.bias = weights
         self.statistics = statistics
-        self.relu, self.eps = relu, bn.eps
+        self.relu, self.eps = relu, eps
         self.residual = residual.detach() if isinstance(residual, Tensor) else residual
         self.depth: int = residual.depth + 1 if isinstance(residual, Recomputation) else 1
         self.version = version
@@ -166,6 +179,12 @@ class Recomputation:
                     eps=self.eps,
                 )
         return self.result
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 divides its parameters, which it does not if nobody has imported it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def _unpack(saved: Tensor | Recomputation) -> Tensor:

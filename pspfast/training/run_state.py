@@ -21,7 +21,6 @@ from pspfast.model_files import build_model, describe_class_list
 from pspfast.models import PSPNet
 from pspfast.training.activation_checkpointing import (
     checkpoint_activations,
-    keep_what_is_saved,
     residual_blocks,
 )
 from pspfast.training.checkpoints import (
@@ -223,7 +222,6 @@ def _prepare(model: PSPNet, config: Config, accelerator: Accelerator) -> PSPNet:
         if processes == 1:
             raise ValueError('train.sharding: expected "none" for one process, got "fsdp2"')
         _synchronize_batch_norm(model, config, accelerator)
-        keep_what_is_saved(model)
         mesh = init_device_mesh(accelerator.device.type, (processes,))
         for block in residual_blocks(model):
             fully_shard(block, mesh=mesh)

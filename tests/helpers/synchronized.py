@@ -16,11 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pspfast import PSPNet
 from pspfast.models.recompute import Recomputation
 from pspfast.ops import batch_norm_relu
-from pspfast.training.activation_checkpointing import (
-    checkpoint_activations,
-    keep_what_is_saved,
-    residual_blocks,
-)
+from pspfast.training.activation_checkpointing import checkpoint_activations, residual_blocks
 
 
 @dataclass
@@ -121,7 +117,6 @@ class StepCase:
             checkpoint_activations(model)
         if self.sharding == "fsdp2":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            keep_what_is_saved(model)
             mesh = init_device_mesh("cpu", (len(self.sizes),))
             for block in residual_blocks(model):
                 fully_shard(block, mesh=mesh)
