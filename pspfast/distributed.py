@@ -9,13 +9,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 
 
 def make_accelerator(precision: str) -> Accelerator:
     """Of this process; raises where the device does not have the precision."""
     # Unless it is told, it takes each of several processes on CPUs for the only one.
-    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+    is_cpu = not torch.accelerator.is_available()
+    # DDP would send all buffers before every step; SyncBatchNorm has the same in all processes.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision=precision, cpu=is_cpu, kwargs_handlers=[ddp])
 
 
 def bar_disabled(accelerator: Accelerator) -> bool | None:
