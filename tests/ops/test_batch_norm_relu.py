@@ -160,6 +160,20 @@ def test_without_residual_as_modules_do() -> None:
     torch.testing.assert_close(running, (bn.running_mean, bn.running_var))
 
 
+def test_running_statistics_move_when_compiled() -> None:
+    x = torch.randn(2, 5, 4, 3)
+
+    def run(function: Any) -> tuple[torch.Tensor, ...]:
+        running = torch.zeros(5), torch.ones(5)
+        weight = torch.ones(5, requires_grad=True)
+        out = function(x, *running, weight, torch.zeros(5))
+        return (out.detach(), *torch.autograd.grad(out.square().sum(), weight), *running)
+
+    compiled = torch.compile(batch_norm_relu, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(run(compiled), run(batch_norm_relu), strict=True):
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_applied_again_it_gives_the_same_bits(with_residual: bool) -> None:
     x, residual = torch.randn(2, 2, 40, 33, 9).unbind()
