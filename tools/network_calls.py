@@ -231,7 +231,7 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
 
 
 def _batch_norm_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
-    """The end of a block of the first stage: the largest maps with a residual."""
+    """The end of a block of the first stage, on eight GPUs: the largest maps with a residual."""
     if not channels_last:
         return
     call = partial(Call, dtype, True)
@@ -242,10 +242,12 @@ def _batch_norm_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]
     of_x = (x.numel(), "of the map")
 
     def forward() -> object:
-        batch_norm_statistics.batch_norm_statistics(x, weight, weight, batches, 0.1)
+        running = (weight, weight, batches, 0.1)
+        batch_norm_statistics.batch_norm_statistics(x, *running)
+        batch_norm_statistics.batch_norm_merge_statistics(statistics.repeat(8, 1), *running)
         return batch_norm_relu.batch_norm_relu(x, *arguments)
 
-    yield call("batch_norm_relu", forward, None, (x.nbytes, None, 3 * x.nbytes), (), *of_x)
+    yield call("batch_norm_relu", forward, None, (x.nbytes, None, None, 3 * x.nbytes), (), *of_x)
     yield call(
         "batch_norm_relu backward",
         lambda: batch_norm_relu.batch_norm_relu_backward(x, x, *arguments),

@@ -29,6 +29,7 @@ WRITTEN = {
     "_grad_weight_kernel": {"p_grad_weight"},
     "moments_kernel": {"p_moments"},
     "merge_moments_kernel": {"p_statistics", "p_running_mean", "p_running_var", "p_batches"},
+    "merge_statistics_kernel": {"p_statistics", "p_running_mean", "p_running_var", "p_batches"},
     "apply_kernel": {"p_out"},
     "grad_sums_kernel": {"p_grad_residual", "p_sums"},
     "add_sums_kernel": {"p_total"},
