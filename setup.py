@@ -222,6 +222,7 @@ setup(
         *find_packages(include=["pspfast", "pspfast.*"]),
         "pspfast.kernels",
         "pspfast.kernels.jit",
+        "pspfast.kernels.jit.common",
     ],
     package_dir={"pspfast.kernels": "kernels"},
     package_data={

@@ -1,130 +1,39 @@
 """batch_norm_relu in Triton: what the op calls; the kernels are in jit/batch_norm_relu.py.
 
-All maps are channels_last ``[N, C, H, W]`` with at least one element, float32, float16 or bfloat16;
-weight and bias ``[C]`` are of any floating dtype, mean and var ``[C]`` float32. P is N * H * W.
+All maps are channels_last ``[N, C, H, W]``, float32, float16 or bfloat16; weight and bias ``[C]``
+are of any floating dtype. Statistics are ``[2 C + 1]`` in float32: the mean of every channel, its
+biased variance, and of how many values they are. P is N * H * W.
 """
-
-from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from .jit.batch_norm_relu import (
-    add_sums_kernel,
-    apply_kernel,
-    grad_input_kernel,
-    grad_sums_kernel,
-    merge_moments_kernel,
-    moments_kernel,
-)
-from .launch import (
-    column_block,
-    empty_map,
-    launches_on_tensor_device,
-    next_power_of_2,
-    width_divisor,
-    wrap_triton,
-)
-
-# Bytes of a tile: four loads of 16 bytes of each of 128 threads, which keep two numbers of each
-# element for the moments. Backward loads twice as many maps.
-_FORWARD_BYTES = 8192
-_BACKWARD_BYTES = 4096
-# A single load of each thread, where larger tiles would be too few.
-_LEAST_BYTES = 2048
-# A large GPU has 132 multiprocessors, and four programs on each leave 128 registers to a thread.
-# Kernels that sum have no more programs than that: a single program then adds what they leave.
-_PROGRAMS = 132 * 4
-# Channels whose sums a program adds: 16 bytes of each of up to 528 programs.
-_ADDED_CHANNELS = 4
-
-
-class _Tiles(NamedTuple):
-    """How programs share a matrix [P, C]."""
-
-    sizes: tuple[int, int]
-    constants: dict[str, Any]
-    channel_blocks: int
-    pixel_blocks: int
-
-    def grid(self) -> tuple[int]:
-        """A program for every tile."""
-        return (self.channel_blocks * self.pixel_blocks,)
-
-    def programs_of_sums(self) -> int:
-        """Programs that share the pixels of a block of channels in a kernel that sums them."""
-        return min(self.pixel_blocks, max(_PROGRAMS // self.channel_blocks, 1))
-
-
-def _tiles(x: Tensor, most_bytes: int) -> _Tiles:
-    channels = x.shape[1]
-    pixels = x.numel() // channels
-    block_c = column_block(channels)
-    channel_blocks = triton.cdiv(channels, block_c)
-    pixel_bytes = block_c * x.element_size()
-    block_p, least_p = most_bytes // pixel_bytes, _LEAST_BYTES // pixel_bytes
-    while block_p > least_p and channel_blocks * triton.cdiv(pixels, block_p) < _PROGRAMS:
-        block_p //= 2
-    divisor = width_divisor(channels)
-    return _Tiles(
-        (pixels, channels // divisor),
-        {"CHANNEL_DIVISOR": divisor, "BLOCK_P": block_p, "BLOCK_C": block_c},
-        channel_blocks,
-        triton.cdiv(pixels, block_p),
-    )
-
-
-def _moments(x: Tensor, tiles: _Tiles) -> tuple[Tensor, Tensor]:
-    channels = x.shape[1]
-    programs = tiles.programs_of_sums()
-    moments = x.new_empty((2, programs, channels), dtype=torch.float32)
-    wrap_triton(moments_kernel)[(tiles.channel_blocks * programs,)](
-        x, moments, *tiles.sizes, **tiles.constants
-    )
-    mean, var = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
-    wrap_triton(merge_moments_kernel)[(triton.cdiv(channels, _ADDED_CHANNELS),)](
-        x,
-        moments,
-        mean,
-        var,
-        *tiles.sizes,
-        programs,
-        BLOCK_R=next_power_of_2(programs),
-        **tiles.constants | {"BLOCK_C": _ADDED_CHANNELS},
-    )
-    return mean, var
+from .batch_norm_statistics import ADDED_CHANNELS, BACKWARD_BYTES, FORWARD_BYTES, tiles_of
+from .jit.batch_norm_relu import add_sums_kernel, apply_kernel, grad_input_kernel, grad_sums_kernel
+from .launch import empty_map, launches_on_tensor_device, next_power_of_2
 
 
 @launches_on_tensor_device
-def batch_norm_relu_forward(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x ``[N, C, H, W]`` normalised by its mean and variance over pixels, times weight, plus bias
-    and residual, above zero if relu; and this mean and biased variance, float32 ``[C]``."""
-    mean, var = _moments(x, _tiles(x, _FORWARD_BYTES))
-    return batch_norm_relu_apply(x, mean, var, weight, bias, residual, relu, eps), mean, var
-
-
-@launches_on_tensor_device
-def batch_norm_relu_apply(
+def batch_norm_relu(
     x: Tensor,
-    mean: Tensor,
-    var: Tensor,
+    statistics: Tensor,
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None,
     relu: bool,
     eps: float,
 ) -> Tensor:
-    """The map of :func:`batch_norm_relu_forward` once more, bit for bit, of its mean and var."""
+    """x ``[N, C, H, W]`` normalised by statistics, times weight, plus bias and residual, above zero
+    if relu."""
     batch, channels, height, width = x.shape
     out = empty_map(x, (batch, channels, height, width), channels_last=True)
-    tiles = _tiles(x, _FORWARD_BYTES)
+    if x.numel() == 0:
+        return out
+    tiles = tiles_of(x, FORWARD_BYTES)
     wrap_triton(apply_kernel)[tiles.grid()](
         x,
-        mean,
-        var,
+        statistics,
         weight.contiguous(),
         bias.contiguous(),
         x if residual is None else residual,
@@ -139,35 +48,34 @@ def batch_norm_relu_apply(
 
 
 @launches_on_tensor_device
-def batch_norm_relu_backward(
+def batch_norm_relu_grad_sums(
     grad: Tensor,
     x: Tensor,
-    mean: Tensor,
-    var: Tensor,
+    statistics: Tensor,
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None,
     relu: bool,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias and residual, ``[0]`` without a residual, for grad, that of
-    :func:`batch_norm_relu_forward`'s map. mean and var are functions of x here."""
+) -> tuple[Tensor, Tensor]:
+    """For grad, that of :func:`batch_norm_relu`'s map: sums over its pixels ``[2, C]`` in float32,
+    which are the gradients of bias and weight, and that of residual, ``[0]`` without one."""
     batch, channels, height, width = x.shape
-    weight, bias = weight.contiguous(), bias.contiguous()
-    tiles = _tiles(x, _BACKWARD_BYTES)
-    programs = tiles.programs_of_sums()
-    sums = x.new_empty((2, programs, channels), dtype=torch.float32)
     if residual is None:
         grad_residual = x.new_empty(0)
     else:
         grad_residual = empty_map(x, (batch, channels, height, width), channels_last=True)
+    if x.numel() == 0:
+        return x.new_zeros((2, channels), dtype=torch.float32), grad_residual
+    tiles = tiles_of(x, BACKWARD_BYTES)
+    programs = tiles.programs_of_sums()
+    sums = x.new_empty((2, programs, channels), dtype=torch.float32)
     wrap_triton(grad_sums_kernel)[(tiles.channel_blocks * programs,)](
         grad,
         x,
-        mean,
-        var,
-        weight,
-        bias,
+        statistics,
+        weight.contiguous(),
+        bias.contiguous(),
         x if residual is None else residual,
         grad_residual,
         sums,
@@ -177,33 +85,72 @@ def batch_norm_relu_backward(
         RELU=relu,
         **tiles.constants,
     )
-    grad_weight, grad_bias = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
-    wrap_triton(add_sums_kernel)[(triton.cdiv(channels, _ADDED_CHANNELS),)](
+    total = x.new_empty((2, channels), dtype=torch.float32)
+    wrap_triton(add_sums_kernel)[(triton.cdiv(channels, ADDED_CHANNELS),)](
         sums,
-        var,
-        grad_bias,
-        grad_weight,
+        statistics,
+        total,
         tiles.sizes[1],
         programs,
         eps,
         CHANNEL_DIVISOR=tiles.constants["CHANNEL_DIVISOR"],
         BLOCK_R=next_power_of_2(programs),
-        BLOCK_C=_ADDED_CHANNELS,
+        BLOCK_C=ADDED_CHANNELS,
     )
+    return total, grad_residual
+
+
+@launches_on_tensor_device
+def batch_norm_relu_grad_input(
+    grad: Tensor,
+    x: Tensor,
+    statistics: Tensor,
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    relu: bool,
+    eps: float,
+) -> Tensor:
+    """The gradient of x, of which statistics are functions. sums are those of
+    :func:`batch_norm_relu_grad_sums`, over all pixels that statistics are of. With a residual, grad
+    is the residual's gradient and relu is False."""
+    batch, channels, height, width = x.shape
     grad_x = empty_map(x, (batch, channels, height, width), channels_last=True)
+    if x.numel() == 0:
+        return grad_x
+    tiles = tiles_of(x, BACKWARD_BYTES)
     wrap_triton(grad_input_kernel)[tiles.grid()](
-        grad if residual is None else grad_residual,
+        grad,
         x,
-        mean,
-        var,
-        weight,
-        bias,
-        grad_bias,
-        grad_weight,
+        statistics,
+        weight.contiguous(),
+        bias.contiguous(),
+        sums,
         grad_x,
         *tiles.sizes,
         eps,
-        RELU=relu and residual is None,
+        RELU=relu,
         **tiles.constants,
     )
-    return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_residual
+    return grad_x
+
+
+def batch_norm_relu_backward(
+    grad: Tensor,
+    x: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of x, and what :func:`batch_norm_relu_grad_sums` returns, where statistics are
+    of x alone."""
+    sums, grad_residual = batch_norm_relu_grad_sums(
+        grad, x, statistics, weight, bias, residual, relu, eps
+    )
+    if residual is not None:
+        grad, relu = grad_residual, False
+    grad_x = batch_norm_relu_grad_input(grad, x, statistics, sums, weight, bias, relu, eps)
+    return grad_x, sums, grad_residual

@@ -5,10 +5,16 @@ from collections.abc import Sequence
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from .jit.upsample_add import upsample_add_bwd_kernel, upsample_add_fwd_kernel
-from .launch import column_block, dense, empty_map, launches_on_tensor_device, width_divisor
+from .launch import (
+    column_block,
+    dense,
+    empty_map,
+    launches_on_tensor_device,
+    width_divisor,
+    wrap_triton,
+)
 
 # Levels of a launch at most: the kernel has an argument for each.
 _LEVELS = 4

@@ -4,6 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .jit.mean_loss import mean_loss_kernel
 from .jit.upsample_cross_entropy import loss_bwd_kernel, loss_fwd_kernel
 from .launch import empty_map, launches_on_tensor_device, wrap_triton
 from .upsample_tiles import plan, upsampling
@@ -21,6 +22,8 @@ _BACKWARD_WIDTH = 32
 # eight programs on each.
 _MOST_ROWS = 8
 _ENOUGH_PROGRAMS = 132 * 8
+# Programs whose sums are added at a time: three float64 numbers of two for each of 128 threads.
+_ADDED_PROGRAMS = 256
 
 
 def _float_weight(weight: Tensor | None, instead: Tensor) -> Tensor:
@@ -61,12 +64,14 @@ def upsample_cross_entropy_forward(
             WITH_LABELS=return_labels,
             **p.constants,
         )
-    total, weight_sum, wrong = sums.sum(0).unbind()
+    loss, weight_sum = (logits.new_empty((), dtype=torch.float32) for _ in range(2))
+    all_right = logits.new_empty((), dtype=torch.int32)
+    wrap_triton(mean_loss_kernel)[(1,)](
+        sums, loss, weight_sum, all_right, programs, BLOCK_R=_ADDED_PROGRAMS
+    )
     # Waits for nothing: a wrong label stops the device's later work, as in torch's own loss.
-    torch._assert_async(wrong == 0, _WRONG_LABEL)
-    # Where nothing counts the loss is 0, not 0 / 0.
-    loss = torch.where(weight_sum != 0, total / weight_sum, 0.0)
-    return loss.float(), lse, weight_sum.float(), labels
+    torch._assert_async(all_right, _WRONG_LABEL)
+    return loss, lse, weight_sum, labels
 
 
 @launches_on_tensor_device

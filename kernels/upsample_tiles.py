@@ -1,5 +1,5 @@
 """What launches of upsample_argmax, upsample_softmax and upsample_cross_entropy share: how programs
-share an image. The kernels' part is jit/upsample_tiles.py."""
+share an image. The kernels' part is jit/common/upsample_tiles.py."""
 
 from typing import NamedTuple
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 
 
 def make_accelerator(precision: str) -> Accelerator:
     """Of this process; raises where the device does not have the precision."""
     # Unless it is told, it takes each of several processes on CPUs for the only one.
-    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+    is_cpu = not torch.accelerator.is_available()
+    # DDP would send all buffers before every step; SyncBatchNorm has the same in all processes.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision=precision, cpu=is_cpu, kwargs_handlers=[ddp])
 
 
 def bar_disabled(accelerator: Accelerator) -> bool | None:
@@ -35,7 +45,8 @@ def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
 
 
 def any_stops(accelerator: Accelerator, stop: bool, problem: str = "") -> bool:
-    """Whether any process was told to stop; all get the same answer, at the same step.
+    """Whether any process was told to stop; all get the same answer, at the same step. The hosts
+    agree on it: no device is waited for.
 
     Args:
         accelerator: of the run.
@@ -46,11 +57,21 @@ def any_stops(accelerator: Accelerator, stop: bool, problem: str = "") -> bool:
         ValueError: a process cannot go on.
     """
     if accelerator.num_processes > 1:
-        flags = torch.tensor([stop, bool(problem)], device=accelerator.device, dtype=torch.float32)
-        stops, problems = accelerator.reduce(flags, "sum").tolist()
+        flags = torch.tensor([stop, bool(problem)], dtype=torch.int32)
+        dist.all_reduce(flags, group=_hosts())
+        stops, problems = flags.tolist()
         stop = stops > 0
         if problems:
             problem = next(filter(None, gather_object([problem])))
     if problem:
         raise ValueError(problem)
     return stop
+
+
+@cache
+def _hosts() -> dist.ProcessGroup:
+    """The processes as a group that reduces tensors in the hosts' memory."""
+    world: Any = dist.group.WORLD
+    if dist.get_backend() != "gloo":
+        world = dist.new_group(backend="gloo")
+    return world

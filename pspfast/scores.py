@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics import Metric
 from torchmetrics.utilities.plot import plot_confusion_matrix
 
 # Numbers of a larger matrix would be too small to read.
@@ -107,20 +107,54 @@ class Scores:
         return figure
 
 
-def make_confusion(
-    classes: int, ignore_index: int, device: torch.device
-) -> MulticlassConfusionMatrix:
-    """Confusion matrix that accumulates on the device and sums over processes in ``compute``."""
-    # Labels are checked before training and evaluation; checking each batch would synchronise.
-    matrix = MulticlassConfusionMatrix(classes, ignore_index=ignore_index, validate_args=False)
-    return matrix.to(device)
+class ConfusionMatrix(Metric):
+    """Pixel counts ``[K, K]``, rows are labels and columns predictions. ``compute`` sums over
+    processes; ``update`` waits for no device.
+
+    Args:
+        classes: K.
+        ignore_index: label of pixels that do not count.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, classes: int, ignore_index: int) -> None:
+        super().__init__()
+        self.classes, self.ignore_index = classes, ignore_index
+        # A bucket for each pair of classes, and one for pixels that do not count. Their number is
+        # fixed: where it depends on values, as bincount's, or pixels are masked, a device waits.
+        self.add_state(
+            "counts", torch.zeros(classes * classes + 1, dtype=torch.long), dist_reduce_fx="sum"
+        )
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        """
+        Args:
+            predicted: classes ``[N, H, W]``, integers.
+            labels: ``[N, H, W]``, integers: classes or ``ignore_index``.
+        """
+        labels = labels.long()
+        pairs = torch.where(
+            labels == self.ignore_index, len(self.counts) - 1, labels * self.classes + predicted
+        )
+        one = self.counts.new_ones(())
+        self.counts.scatter_add_(0, pairs.flatten(), one.expand(pairs.numel()))
+
+    def compute(self) -> Tensor:
+        return self.counts[:-1].view(self.classes, self.classes)
+
+
+def make_confusion(classes: int, ignore_index: int, device: torch.device) -> ConfusionMatrix:
+    """An empty one on a device."""
+    return ConfusionMatrix(classes, ignore_index).to(device)
 
 
 @torch.inference_mode()
 def evaluate(
     model: Predictor,
     batches: Iterable[tuple[Tensor, Tensor]],
-    confusion: MulticlassConfusionMatrix,
+    confusion: ConfusionMatrix,
     device: torch.device,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Scores:

@@ -4,10 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._tools.fake_collectives
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
+from waits import waits
 
 from pspfast.ops import (
     batch_norm_relu,
@@ -75,15 +79,20 @@ def test_pyramid_convolution_has_half_the_flops() -> None:
     assert 0.5 < ours / eager < 0.65
 
 
-def test_batch_norm_relu_reads_and_writes_a_map_once() -> None:
+def test_batch_norm_relu_reads_a_map_twice_and_writes_it_once() -> None:
     with footprint.on_an_imagined_gpu():
         x = torch.empty(2, 16, 10, 10).contiguous(memory_format=torch.channels_last)
-        weight = torch.empty(16)
+        weight, running = torch.empty(16), torch.empty(16)
         with Footprint([x]) as counted:
-            batch_norm_relu(x, None, None, weight, weight)
-    (cost,) = counted.costs["batch_norm_relu"]
-    # x, the result; weight, which is the bias too; mean and variance.
-    assert cost.bytes == (2 * 3200 + 16 + 2 * 16) * FLOAT
+            batch_norm_relu(x, running, None, weight, weight)
+    (statistics,), (result,) = (
+        counted.costs[name] for name in ("batch_norm_statistics", "batch_norm_relu")
+    )
+    # x; the running mean, which is written too; mean, variance and count.
+    assert statistics.bytes == (3200 + 2 * 16 + 2 * 16 + 1) * FLOAT
+    # x, the result; weight, which is the bias too; mean, variance and count.
+    assert result.bytes == (2 * 3200 + 16 + 2 * 16 + 1) * FLOAT
+    assert counted.total.launches == 2
 
 
 def test_least_time_is_of_arithmetic_or_of_memory() -> None:
@@ -105,6 +114,7 @@ def test_ours_over_eager(task: str, flops: float, moved: float, peak: float) -> 
     assert by["FLOPs"] <= flops
     assert by["bytes"] <= moved
     assert by["peak memory"] <= peak
+    assert ours.total.launches <= eager.total.launches
 
 
 def test_eager_is_what_is_known_of_it() -> None:
@@ -114,3 +124,31 @@ def test_eager_is_what_is_known_of_it() -> None:
     assert step.peak_bytes == pytest.approx(24 * 2**30, rel=0.02)
     image = footprint.count("inference, 1 image", "eager")
     assert image.total.flops == pytest.approx(0.324e12, rel=0.01)
+
+
+def test_one_of_several_processes_needs_the_memory_of_one_alone() -> None:
+    """DDP adds its buckets, which are as large as the parameters. It reads what it sums, so tensors
+    without memory do without it."""
+    dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+    try:
+        with footprint.on_an_imagined_gpu():
+            shared = footprint.train("ours", 16, nn.SyncBatchNorm.convert_sync_batchnorm)
+    finally:
+        dist.destroy_process_group()
+    assert len(shared.costs["batch_norm_merge_statistics"]) == 61
+    alone = footprint.count("training step, 16 images", "ours")
+    assert shared.peak_bytes <= 1.001 * alone.peak_bytes
+
+
+def test_a_training_step_does_nothing_that_a_cuda_graph_forbids() -> None:
+    """Tensors without memory raise an error where their values are looked at; nor are numbers
+    copied from the host."""
+
+    def built(model: nn.Module) -> nn.Module:
+        reads.found.clear()
+        return model
+
+    with waits() as reads, footprint.on_an_imagined_gpu():
+        footprint.train("ours", 2, built)
+    assert reads.found == []
+    assert reads.operators > 500

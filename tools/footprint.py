@@ -57,9 +57,11 @@ def infer(side: str, batch: int) -> Footprint:
     return footprint
 
 
-def train(side: str, batch: int) -> Footprint:
-    """Forward, backward and SGD."""
-    model: nn.Module = PSPNet(50, classes=CLASSES, dropout=0.0)
+def train(
+    side: str, batch: int, prepare: Callable[[nn.Module], nn.Module] = lambda model: model
+) -> Footprint:
+    """Forward, backward and SGD, of a prepared network."""
+    model: nn.Module = prepare(PSPNet(50, classes=CLASSES, dropout=0.0))
     if side == "eager":
         model = SemsegPSPNet(model.state_dict()).train()
     images = torch.empty(batch, 3, SIZE, SIZE)

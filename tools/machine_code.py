@@ -42,6 +42,7 @@ DTYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float64: "fp64",
+    torch.int32: "i32",
     torch.int64: "i64",
     torch.uint8: "u8",
 }

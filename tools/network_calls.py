@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pspfast.kernels import (
     batch_norm_relu,
+    batch_norm_statistics,
     dilated_conv2d,
     pyramid_pool,
     pyramid_upsample,
@@ -178,7 +179,7 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     # Two tensors, and no class weights.
     given = (*_pointers(2), None)
     partials = cuda_number(op, f"{op}_partials", loss_problem)
-    moved = (logits.nbytes + target.nbytes + lse.nbytes + labels.nbytes,)
+    moved = (logits.nbytes + target.nbytes + lse.nbytes + labels.nbytes, None)
     yield call(
         op,
         lambda: upsample_cross_entropy.upsample_cross_entropy_forward(
@@ -189,7 +190,7 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
             *cuda_loss("_mean", ctypes.c_int64(partials), *_pointers(4)),
         ],
         moved,
-        (*moved, None),
+        moved,
         *pixels,
     )
     read = logits.nbytes + target.nbytes + lse.nbytes
@@ -230,25 +231,26 @@ def _logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
 
 
 def _batch_norm_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
-    """The end of a block of the first stage: the largest maps with a residual."""
+    """The end of a block of the first stage, on eight GPUs: the largest maps with a residual."""
     if not channels_last:
         return
     call = partial(Call, dtype, True)
     x = _empty((BATCH, 256, 119, 119), dtype, True)
     weight = _empty((256,), torch.float32)
-    arguments = (weight, weight, x, True, 1e-5)
+    statistics, batches = _empty((2 * 256 + 1,), torch.float32), _empty((), torch.int64)
+    arguments = (statistics, weight, weight, x, True, 1e-5)
     of_x = (x.numel(), "of the map")
-    yield call(
-        "batch_norm_relu",
-        lambda: batch_norm_relu.batch_norm_relu_forward(x, *arguments),
-        None,
-        (x.nbytes, None, 3 * x.nbytes),
-        (),
-        *of_x,
-    )
+
+    def forward() -> object:
+        running = (weight, weight, batches, 0.1)
+        batch_norm_statistics.batch_norm_statistics(x, *running)
+        batch_norm_statistics.batch_norm_merge_statistics(statistics.repeat(8, 1), *running)
+        return batch_norm_relu.batch_norm_relu(x, *arguments)
+
+    yield call("batch_norm_relu", forward, None, (x.nbytes, None, None, 3 * x.nbytes), (), *of_x)
     yield call(
         "batch_norm_relu backward",
-        lambda: batch_norm_relu.batch_norm_relu_backward(x, x, weight, weight, *arguments),
+        lambda: batch_norm_relu.batch_norm_relu_backward(x, x, *arguments),
         None,
         (4 * x.nbytes, None, 3 * x.nbytes),
         (),

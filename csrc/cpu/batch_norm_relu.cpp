@@ -70,15 +70,20 @@ A inverse_deviation(A var, double eps) {
 }
 
 template <class T>
+const Acc<T>* variances(const BatchNormReluParams& p, const BatchNormReluInputs& in) {
+  return static_cast<const Acc<T>*>(in.statistics) + p.channels;
+}
+
+template <class T>
 class Inputs {
  public:
   Inputs(const BatchNormReluParams& p, const BatchNormReluInputs& in, int64_t padded)
-      : mean_(padded_copy<Acc<T>>(in.mean, p.channels, padded)),
+      : mean_(padded_copy<Acc<T>>(in.statistics, p.channels, padded)),
         scale_(padded_copy<Acc<T>>(in.weight, p.channels, padded)),
         bias_(padded_copy<Acc<T>>(in.bias, p.channels, padded)),
         x_(static_cast<const T*>(in.x)),
         residual_(static_cast<const T*>(in.residual)) {
-    const auto* var = static_cast<const Acc<T>*>(in.var);
+    const Acc<T>* var = variances<T>(p, in);
     for (int64_t c = 0; c < p.channels; ++c) scale_[c] *= inverse_deviation(var[c], p.eps);
   }
 
@@ -92,8 +97,19 @@ class Inputs {
   const T *x_, *residual_;
 };
 
+// Of the means and sums of squared deviations of `count` values; zeros of none.
+template <class A>
+void store_statistics(const BatchNormReluParams& p, double count, const double* means, const double* deviations,
+                      A* result) {
+  for (int64_t c = 0; c < p.channels; ++c) {
+    result[c] = static_cast<A>(means[c]);
+    result[p.channels + c] = static_cast<A>(deviations[c] / std::max(count, 1.0));
+  }
+  result[2 * p.channels] = static_cast<A>(count);
+}
+
 template <class T>
-void statistics(const BatchNormReluParams& p, const T* x, Acc<T>* mean, Acc<T>* var) {
+void statistics(const BatchNormReluParams& p, const T* x, Acc<T>* result) {
   const Cut cut(p);
   const auto means = zeros<double>(cut.slices * cut.padded), deviations = zeros<double>(cut.slices * cut.padded);
   parallel_tasks(cut.slices, [&] {
@@ -112,9 +128,37 @@ void statistics(const BatchNormReluParams& p, const T* x, Acc<T>* mean, Acc<T>* 
     PSPFAST_CALL(join_moments, double(count), means.get(), deviations.get(), double(more), &means[s * cut.padded],
                  &deviations[s * cut.padded], p.channels);
   }
+  store_statistics(p, p.pixels, means.get(), deviations.get(), result);
+}
+
+template <class A>
+void merge(const BatchNormReluParams& p, int64_t count, const A* parts, A* result) {
+  const int64_t padded = round_up(p.channels, baseline::kLanes);
+  const auto means = zeros<double>(padded), deviations = zeros<double>(padded);
+  const auto mean = zeros<A>(padded), more = zeros<A>(padded);
+  double values = 0;
+  for (int64_t part = 0; part < count; ++part) {
+    const A* statistics = parts + part * (2 * p.channels + 1);
+    const double added = statistics[2 * p.channels];
+    if (added == 0) continue;
+    std::copy_n(statistics, p.channels, mean.get());
+    for (int64_t c = 0; c < p.channels; ++c) more[c] = static_cast<A>(statistics[p.channels + c] * added);
+    PSPFAST_CALL(join_moments, values, means.get(), deviations.get(), added, mean.get(), more.get(), p.channels);
+    values += added;
+  }
+  store_statistics(p, values, means.get(), deviations.get(), result);
+}
+
+template <class A>
+void move_running(const BatchNormReluParams& p, const A* statistics, const RunningStatistics& running) {
+  const double count = statistics[2 * p.channels], unbiased = count / (count - 1);
+  if (running.batches) ++*running.batches;
+  if (count < 2) return;
+  auto *mean = static_cast<A*>(running.mean), *var = static_cast<A*>(running.var);
+  const auto move = [&](A& value, double to) { value += static_cast<A>(running.momentum * (to - value)); };
   for (int64_t c = 0; c < p.channels; ++c) {
-    mean[c] = static_cast<Acc<T>>(means[c]);
-    var[c] = static_cast<Acc<T>>(deviations[c] / p.pixels);
+    if (mean) move(mean[c], statistics[c]);
+    if (var) move(var[c], statistics[p.channels + c] * unbiased);
   }
 }
 
@@ -132,11 +176,10 @@ void normalize(const BatchNormReluParams& p, const BatchNormReluInputs& in, T* o
 }
 
 template <class T>
-void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const T* grad, T* grad_x, T* grad_residual,
-              Acc<T>* grad_weight, Acc<T>* grad_bias) {
+void grad_sums(const BatchNormReluParams& p, const BatchNormReluInputs& in, const T* grad, T* grad_residual,
+               Acc<T>* result) {
   const Cut cut(p);
   const Inputs<T> inputs(p, in, cut.padded);
-  advise_huge_pages(grad_x, sizeof(T) * p.pixels * p.channels);
   if (grad_residual) advise_huge_pages(grad_residual, sizeof(T) * p.pixels * p.channels);
   const auto sums = zeros<double>(cut.slices * cut.padded), products = zeros<double>(cut.slices * cut.padded);
   parallel_tasks(cut.slices, [&] {
@@ -154,26 +197,36 @@ void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const
       });
     };
   });
-  const auto* var = static_cast<const Acc<T>*>(in.var);
-  const auto mean_gradient = zeros<Acc<T>>(cut.padded), slope = zeros<Acc<T>>(cut.padded);
+  const Acc<T>* var = variances<T>(p, in);
   for (int64_t c = 0; c < p.channels; ++c) {
     double sum = 0, product = 0;
     for (int64_t s = 0; s < cut.slices; ++s) {
       sum += sums[s * cut.padded + c];
       product += products[s * cut.padded + c];
     }
-    grad_bias[c] = static_cast<Acc<T>>(sum);
-    grad_weight[c] = static_cast<Acc<T>>(product) * inverse_deviation(var[c], p.eps);
-    mean_gradient[c] = static_cast<Acc<T>>(sum / p.pixels);
-    slope[c] = static_cast<Acc<T>>(product / p.pixels / (var[c] + p.eps));
+    result[c] = static_cast<Acc<T>>(sum);
+    result[p.channels + c] = static_cast<Acc<T>>(product) * inverse_deviation(var[c], p.eps);
   }
-  // The residual's gradient, where there is one, is the gradient behind the ReLU already.
-  const T* behind = grad_residual ? grad_residual : grad;
-  const bool with_relu = p.relu && !grad_residual;
+}
+
+template <class T>
+void grad_input(const BatchNormReluParams& p, const BatchNormReluInputs& in, const T* grad, const Acc<T>* sums,
+                T* grad_x) {
+  const Cut cut(p);
+  const Inputs<T> inputs(p, in, cut.padded);
+  advise_huge_pages(grad_x, sizeof(T) * p.pixels * p.channels);
+  const Acc<T>* var = variances<T>(p, in);
+  const double count = var[p.channels];
+  const auto mean_gradient = zeros<Acc<T>>(cut.padded), slope = zeros<Acc<T>>(cut.padded);
+  for (int64_t c = 0; c < p.channels; ++c) {
+    mean_gradient[c] = static_cast<Acc<T>>(sums[c] / count);
+    slope[c] = static_cast<Acc<T>>(sums[p.channels + c] / count) * inverse_deviation(var[c], p.eps);
+  }
+  const bool with_relu = p.relu && !in.residual;
   parallel_tasks(cut.slices, [&] {
     return [&](int64_t s) {
       const int64_t first = cut.begin(s) * p.channels, rows = cut.begin(s + 1) - cut.begin(s);
-      PSPFAST_CALL(input_gradients, inputs.at(first), behind + first, rows, p.channels, with_relu, mean_gradient.get(),
+      PSPFAST_CALL(input_gradients, inputs.at(first), grad + first, rows, p.channels, with_relu, mean_gradient.get(),
                    slope.get(), grad_x + first);
     };
   });
@@ -181,10 +234,24 @@ void backward(const BatchNormReluParams& p, const BatchNormReluInputs& in, const
 
 }  // namespace
 
-void batch_norm_statistics(const BatchNormReluParams& params, const void* x, void* mean, void* var) {
+void batch_norm_statistics(const BatchNormReluParams& params, const void* x, void* result) {
   dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    statistics(params, static_cast<const T*>(x), static_cast<Acc<T>*>(mean), static_cast<Acc<T>*>(var));
+    statistics(params, static_cast<const T*>(x), static_cast<Acc<T>*>(result));
+  });
+}
+
+void merge_batch_norm_statistics(const BatchNormReluParams& params, int64_t count, const void* parts, void* result) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
+    using A = Acc<std::remove_pointer_t<decltype(type)>>;
+    merge(params, count, static_cast<const A*>(parts), static_cast<A*>(result));
+  });
+}
+
+void move_running_statistics(const BatchNormReluParams& params, const void* result, const RunningStatistics& running) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
+    using A = Acc<std::remove_pointer_t<decltype(type)>>;
+    move_running(params, static_cast<const A*>(result), running);
   });
 }
 
@@ -195,12 +262,19 @@ void batch_norm_relu(const BatchNormReluParams& params, const BatchNormReluInput
   });
 }
 
-void batch_norm_relu_backward(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* grad,
-                              const BatchNormReluGradients& grads) {
+void batch_norm_relu_grad_sums(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* grad,
+                               void* grad_residual, void* sums) {
   dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    backward(params, in, static_cast<const T*>(grad), static_cast<T*>(grads.x), static_cast<T*>(grads.residual),
-             static_cast<Acc<T>*>(grads.weight), static_cast<Acc<T>*>(grads.bias));
+    grad_sums(params, in, static_cast<const T*>(grad), static_cast<T*>(grad_residual), static_cast<Acc<T>*>(sums));
+  });
+}
+
+void batch_norm_relu_grad_input(const BatchNormReluParams& params, const BatchNormReluInputs& in, const void* grad,
+                                const void* sums, void* grad_x) {
+  dispatch_dtype(params.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    grad_input(params, in, static_cast<const T*>(grad), static_cast<const Acc<T>*>(sums), static_cast<T*>(grad_x));
   });
 }
 

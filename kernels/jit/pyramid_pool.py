@@ -12,7 +12,7 @@ of every row.
 import triton
 import triton.language as tl
 
-from .geometry import bin_edges, locate_bins, map_offsets, next_edge
+from .common.geometry import bin_edges, locate_bins, map_offsets, next_edge
 
 
 @triton.jit

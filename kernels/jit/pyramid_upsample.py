@@ -16,7 +16,7 @@ of every row.
 import triton
 import triton.language as tl
 
-from .geometry import (
+from .common.geometry import (
     interpolation_tap,
     interpolation_weight,
     locate_axis_bins,

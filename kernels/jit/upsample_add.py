@@ -17,7 +17,7 @@ shows the compiler what divides the offset of every row.
 import triton
 import triton.language as tl
 
-from .geometry import (
+from .common.geometry import (
     interpolation_tap,
     interpolation_weight,
     locate_row,

@@ -1,9 +1,9 @@
-"""The kernel of upsample_argmax; upsample_tiles.py says how programs work."""
+"""The kernel of upsample_argmax; common/upsample_tiles.py says how programs work."""
 
 import triton
 import triton.language as tl
 
-from .upsample_tiles import locate_tile, reduce_classes, rows_of_tile
+from .common.upsample_tiles import locate_tile, reduce_classes, rows_of_tile
 
 
 @triton.jit

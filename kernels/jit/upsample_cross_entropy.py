@@ -1,7 +1,7 @@
 """Kernels of upsample_cross_entropy: cross-entropy of logits that are interpolated on the fly, and
 its gradient by a gather; fixed order, bit-reproducible.
 
-``csrc/upsample_cross_entropy.h`` has the formula, upsample_tiles.py how forward programs work.
+``csrc/upsample_cross_entropy.h`` has the formula, common/upsample_tiles.py how forward programs work.
 Backward, a program gathers for a tile of logits, a block of classes by rows and columns. It goes
 down the rows of the image that read them, sums rows elementwise, and spreads their columns to the
 columns of logits by a product of matrices. What rows of the image give to the row of logits behind
@@ -11,8 +11,8 @@ them is carried to the next round, so exponentials are computed again at the bor
 import triton
 import triton.language as tl
 
-from .geometry import interpolation_tap, interpolation_weight, weighted_positions
-from .upsample_tiles import (
+from .common.geometry import interpolation_tap, interpolation_weight, weighted_positions
+from .common.upsample_tiles import (
     load_between,
     locate_tile,
     logit_offsets,

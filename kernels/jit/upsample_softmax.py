@@ -1,9 +1,9 @@
-"""The kernel of upsample_softmax; upsample_tiles.py says how programs work."""
+"""The kernel of upsample_softmax; common/upsample_tiles.py says how programs work."""
 
 import triton
 import triton.language as tl
 
-from .upsample_tiles import load_tile, locate_tile, reduce_classes, rows_of_tile
+from .common.upsample_tiles import load_tile, locate_tile, reduce_classes, rows_of_tile
 
 
 @triton.jit

@@ -77,7 +77,6 @@ def demo_config(options: DemoConfig) -> Config:
             batch_size=8,
             lr=0.02,
             precision="bf16" if fast_bf16 else "no",
-            channels_last=True,
             save_every=5,
             resume="auto" if options.resume else None,
             overwrite=True,

@@ -13,6 +13,7 @@ from pspfast.models.pyramid import (
     Head,
     PoolUnlessPooled,
     PriorBatchNorm2d,
+    PriorLevel,
     PyramidConv2d,
     PyramidPriors,
 )
@@ -54,7 +55,7 @@ def check_fusable(model: PSPNet) -> None:
         for i, level in enumerate(network.ppm.features):
             path = f"ppm.features.{i}"
             types = [(PoolUnlessPooled,), (nn.Conv2d,), _NORM, _RELU]
-            _check_sequence(path, level, nn.Sequential, types)
+            _check_sequence(path, level, PriorLevel, types)
             conv = level[1]
             if (conv.kernel_size, conv.stride, conv.padding) != ((1, 1), (1, 1), (0, 0)):
                 raise ValueError(_message(f"{path}.1", "a 1×1 convolution of stride 1", conv))

@@ -141,7 +141,7 @@ class PSPNet(nn.Module):
 
         x = self._prepare(x)
         padded = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
-        with recompute_normalized_maps():
+        with recompute_normalized_maps(self):
             x = self.layer2(self.layer1(self.layer0(x)))
             x_aux = self.layer3(x)
             x = self.layer4(x_aux)

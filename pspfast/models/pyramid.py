@@ -32,7 +32,7 @@ class PyramidPriors(nn.Module):
         super().__init__()
         self.bins = tuple(bins)
         self.features = nn.ModuleList(
-            nn.Sequential(
+            PriorLevel(
                 PoolUnlessPooled(b),
                 nn.Conv2d(in_channels, reduction_channels, kernel_size=1, bias=False),
                 PriorBatchNorm2d(reduction_channels),
@@ -123,6 +123,16 @@ class Head(nn.Sequential):
         for layer in rest:
             x = layer(x)
         return x
+
+
+class PriorLevel(nn.Sequential):
+    """The pool of a level, its 1x1 convolution, BatchNorm and ReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        *layers, bn, relu = self
+        for layer in layers:
+            input = layer(input)
+        return norm_relu(input, bn, relu)
 
 
 class PoolUnlessPooled(nn.AdaptiveAvgPool2d):

@@ -7,24 +7,21 @@ the first and the statistics, bit for bit, in one read and write.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pspfast import backends
 from pspfast.models.hooks import is_watched
-from pspfast.ops.batch_norm_relu import (
-    BatchNormOutput,
-    batch_norm_relu_apply,
-    batch_norm_relu_with_statistics,
-    has_kernel,
-    update_running_statistics,
-)
+from pspfast.ops.batch_norm_relu import batch_norm_statistics, has_kernel, normalize
 
 # A block's output is computed again from the output of the block before it, and so on. Backward has
 # all outputs of such a chain in memory when it reaches the chain's last block, so the output at the
@@ -36,8 +33,11 @@ _current: ContextVar[RecomputedMaps | None] = ContextVar("_current", default=Non
 
 
 @contextmanager
-def recompute_normalized_maps() -> Iterator[None]:
+def recompute_normalized_maps(network: nn.Module | None = None) -> Iterator[None]:
     """Within, the maps that :func:`norm` and :func:`norm_relu` return are not kept for backward.
+
+    Where FSDP divides the weights of the network that runs within, it may not have gathered those
+    of a BatchNorm when a map is computed again: copies are kept, of two numbers for each channel.
 
     Nothing changes where somebody else decides what is kept: a compiler, hooks on saved tensors
     around this (activation checkpointing, offloading), ``torch.no_grad``.
@@ -50,7 +50,7 @@ def recompute_normalized_maps() -> Iterator[None]:
     ):
         yield
         return
-    maps = RecomputedMaps()
+    maps = RecomputedMaps(network is not None and any(map(_is_sharded, network.modules())))
     token = _current.set(maps)
     try:
         with saved_tensors_hooks(maps.pack, _unpack):
@@ -78,22 +78,15 @@ def norm_relu(x: Tensor, bn: nn.Module, relu: nn.Module, residual: Tensor | None
 
 
 def _norm(x: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | None) -> Tensor:
-    assert isinstance(bn, nn.BatchNorm2d) and bn.momentum is not None
-    assert bn.num_batches_tracked is not None
+    assert isinstance(bn, _BatchNorm) and bn.momentum is not None
     if residual is not None:
         residual = residual.to(x.dtype)
     with_relu = relu is not None
-    output = batch_norm_relu_with_statistics(
-        x, bn.weight, bn.bias, residual, relu=with_relu, eps=bn.eps
-    )
-    bn.num_batches_tracked.add_(1)
-    update_running_statistics(
-        bn.running_mean,
-        bn.running_var,
-        output.mean,
-        output.var,
-        x.numel() // x.shape[1],
-        bn.momentum,
+    group = _processes_of(bn)
+    running = bn.running_mean, bn.running_var, bn.num_batches_tracked
+    statistics = batch_norm_statistics(x, running, bn.momentum, group)
+    out = normalize(
+        x, statistics, bn.weight, bn.bias, residual, relu=with_relu, eps=bn.eps, group=group
     )
     maps = _current.get()
     if maps is not None:
@@ -101,14 +94,21 @@ def _norm(x: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | N
         if isinstance(source, Recomputation) and source.depth == _LONGEST_CHAIN:
             assert residual is not None
             source.keep(residual)
-        maps.add(output.out, Recomputation(x, bn, output, with_relu, source))
-    return output.out
+        weights = bn.weight.detach(), bn.bias.detach()
+        if maps.copies_weights:
+            weights = weights[0].clone(), weights[1].clone()
+        recomputation = Recomputation(
+            x, statistics, weights, source, with_relu, bn.eps, out._version
+        )
+        maps.add(out, recomputation)
+    return out
 
 
 class RecomputedMaps:
     """The maps of one forward pass that can be computed again, found by the memory they are in."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies_weights: bool) -> None:
+        self.copies_weights = copies_weights
         self._found: dict[tuple[object, ...], tuple[weakref.ref[Tensor], Recomputation]] = {}
 
     def add(self, out: Tensor, recomputation: Recomputation) -> None:
@@ -138,17 +138,20 @@ class Recomputation:
     def __init__(
         self,
         x: Tensor,
-        bn: nn.BatchNorm2d,
-        output: BatchNormOutput,
-        relu: bool,
+        statistics: Tensor,
+        weights: tuple[Tensor, Tensor],
         residual: Tensor | Recomputation | None,
+        relu: bool,
+        eps: float,
+        version: int,
     ) -> None:
-        self.x, self.weight, self.bias = x.detach(), bn.weight.detach(), bn.bias.detach()
-        self.statistics = output.mean, output.var
-        self.relu, self.eps = relu, bn.eps
+        self.x = x.detach()
+        self.weight, self.bias = weights
+        self.statistics = statistics
+        self.relu, self.eps = relu, eps
         self.residual = residual.detach() if isinstance(residual, Tensor) else residual
         self.depth: int = residual.depth + 1 if isinstance(residual, Recomputation) else 1
-        self.version = output.out._version
+        self.version = version
         self.versions = self._versions()
         self.result: Tensor | None = None
 
@@ -169,7 +172,7 @@ class Recomputation:
                     "place since forward"
                 )
             with torch.no_grad():
-                self.result = batch_norm_relu_apply(
+                self.result = normalize(
                     self.x,
                     self.statistics,
                     self.weight,
@@ -179,6 +182,12 @@ class Recomputation:
                     eps=self.eps,
                 )
         return self.result
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 divides its parameters, which it does not if nobody has imported it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def _unpack(saved: Tensor | Recomputation) -> Tensor:
@@ -194,18 +203,26 @@ def _memory_of(tensor: Tensor) -> tuple[object, ...]:
 def _is_fused(x: Tensor, bn: nn.Module) -> bool:
     """Whether a kernel may take the place of calling ``bn``.
 
-    So it is for a plain BatchNorm2d in training whose call nobody watches or changes. A compiler
-    fuses it by itself.
+    So it is for a plain BatchNorm2d or SyncBatchNorm in training whose call nobody watches or
+    changes. A compiler fuses it by itself.
     """
-    return (
+    return bool(
         not torch.compiler.is_compiling()
-        and type(bn) is nn.BatchNorm2d
+        and type(bn) in (nn.BatchNorm2d, nn.SyncBatchNorm)
         and bn.training
         and bn.affine
         and bn.track_running_stats
         and bn.momentum is not None
         and not is_watched(bn)
         # Of one value per channel bn raises torch's own error.
-        and x.numel() > x.shape[1]
+        and (x.numel() > x.shape[1] or _processes_of(bn) is not None)
         and has_kernel(x)
     )
+
+
+def _processes_of(bn: nn.Module) -> dist.ProcessGroup | None:
+    """Those whose images a BatchNorm takes its statistics of; None where that is this one alone."""
+    if type(bn) is not nn.SyncBatchNorm or not dist.is_available() or not dist.is_initialized():
+        return None
+    group = bn.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None

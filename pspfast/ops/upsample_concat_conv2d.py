@@ -31,8 +31,8 @@ from pspfast.ops.common.checks import (
     is_channels_last,
     sum_dtype,
 )
-from pspfast.ops.dilated_conv2d import dilated_conv2d
 from pspfast.ops.common.upsample_add import is_mixed, mix, upsample_add
+from pspfast.ops.dilated_conv2d import dilated_conv2d
 
 _OP = "upsample_concat_conv2d"
 

@@ -182,9 +182,13 @@ def _register_autograd(forward_op: str, backward_op: str) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         logits, target, weight, *ctx.arguments, _ = inputs
         _, lse, weight_sum, _ = output
+        # Only the loss has a gradient; torch would write zeros for all others.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, target, weight, lse, weight_sum)
 
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
         logits, target, weight, lse, weight_sum = ctx.saved_tensors
         if torch.is_grad_enabled():
             # The gradient will be differentiated itself.

@@ -24,15 +24,12 @@ def checkpoint_activations(model: PSPNet) -> None:
     """Makes the stem and each residual block keep its input only; same results and gradients."""
     for block in (model.layer0, *residual_blocks(model)):
         block.forward = _checkpointed(block, block.forward)
-    keep_what_is_saved(model)
+    _keep_what_is_saved(model)
 
 
-def keep_what_is_saved(model: PSPNet) -> None:
-    """Turns off the model's own way of computing maps again, which steps aside for hooks around it.
-
-    Until the end of forward it holds what a block that is computed again need not hold, and in
-    backward it reads BatchNorm's weights when FSDP may not have gathered them.
-    """
+def _keep_what_is_saved(model: PSPNet) -> None:
+    """Turns off the model's own way of computing maps again, which steps aside for hooks around it:
+    until the end of forward it holds what a block that is computed again need not hold."""
     forward = model.forward
 
     @wraps(forward)

@@ -67,7 +67,8 @@ class BatchLoader:
                     images.to(
                         accelerator.device, memory_format=self.memory_format, non_blocking=True
                     ),
-                    labels[:, ::stride, ::stride].to(accelerator.device, non_blocking=True),
+                    # A view of pinned memory would be copied to other memory, and that waited for.
+                    labels.to(accelerator.device, non_blocking=True)[:, ::stride, ::stride],
                 )
                 for images, labels, _ in loaded
             ]

@@ -21,7 +21,6 @@ from pspfast.model_files import build_model, describe_class_list
 from pspfast.models import PSPNet
 from pspfast.training.activation_checkpointing import (
     checkpoint_activations,
-    keep_what_is_saved,
     residual_blocks,
 )
 from pspfast.training.checkpoints import (
@@ -84,6 +83,8 @@ class RunState:
         self.model: Any = self.bare_model
         if options.sharding == "none":
             self.model, self.optimizer = accelerator.prepare(self.bare_model, optimizer)
+            # DDP would refuse it on CPUs, where torch's layer does not compute, but kernels do.
+            _synchronize_batch_norm(self.bare_model, config, accelerator)
         else:
             self.optimizer = accelerator.prepare(optimizer)
         if options.compile:
@@ -212,22 +213,27 @@ class RunState:
 
 def _prepare(model: PSPNet, config: Config, accelerator: Accelerator) -> PSPNet:
     options, processes = config.train, accelerator.num_processes
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    model = model.to(accelerator.device).to(memory_format=layout)
+    model = model.to(accelerator.device)
+    if options.channels_last and options.sharding == "none":
+        model = model.to(memory_format=torch.channels_last)
     if options.checkpoint_activations:
         checkpoint_activations(model)
-    if processes > 1 and accelerator.device.type != "cpu":
-        # PyTorch's has no implementation for CPUs.
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if options.sharding == "fsdp2":
         if processes == 1:
             raise ValueError('train.sharding: expected "none" for one process, got "fsdp2"')
-        keep_what_is_saved(model)
+        _synchronize_batch_norm(model, config, accelerator)
         mesh = init_device_mesh(accelerator.device.type, (processes,))
         for block in residual_blocks(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
     return model
+
+
+def _synchronize_batch_norm(model: PSPNet, config: Config, accelerator: Accelerator) -> None:
+    """In place, with the parameters and buffers that are there."""
+    is_compiled_for_cpu = config.train.compile and accelerator.device.type == "cpu"
+    if accelerator.num_processes > 1 and not is_compiled_for_cpu:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pspfast.config import Config
+from pspfast.scores import ConfusionMatrix
 
 ADVICE = "nothing was saved since; a smaller train.lr may help"
 
@@ -21,7 +21,7 @@ def backward(
     model: nn.Module,
     parts: list[tuple[Tensor, Tensor]],
     config: Config,
-    confusion: MulticlassConfusionMatrix,
+    confusion: ConfusionMatrix,
 ) -> Tensor:
     """Adds the gradient of the mean loss over the labelled pixels of all parts and processes.
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from pspfast.config import Config
@@ -19,8 +18,8 @@ from pspfast.data.datasets import SeededDataset
 from pspfast.distributed import any_stops, bar_disabled, make_accelerator, on_main
 from pspfast.labelled_data import choose_class_list
 from pspfast.model_files import save_weights
-from pspfast.scores import Scores, evaluate, make_confusion
-from pspfast.training.batches import BatchLoader
+from pspfast.scores import ConfusionMatrix, Scores, evaluate, make_confusion
+from pspfast.training.batches import Batch, BatchLoader
 from pspfast.training.data import make_train_set, make_val_set, steps_per_epoch
 from pspfast.training.interrupt import StopRequest, TrainingInterrupted
 from pspfast.training.lock import lock_folder, unlock_folder
@@ -162,11 +161,7 @@ class Trainer:
         state.model.train()
         try:
             for parts in self.batches.train(self.train_set, state.epoch, state.step):
-                losses.add(backward(self.accelerator, state.model, parts, self.config, confusion))
-                state.optimizer.step()
-                state.optimizer.zero_grad()
-                state.schedule.step()
-                state.step += 1
+                losses.add(self._step(parts, confusion))
                 bar.update(options.batch_size)
                 if state.step % _REPORT_STEPS == 1 or state.step == state.steps:
                     self._report(bar, losses, confusion)
@@ -182,6 +177,16 @@ class Trainer:
             "seconds": seconds,
             "skipped": self.batches.skipped(),
         }
+
+    def _step(self, parts: list[Batch], confusion: ConfusionMatrix) -> Tensor:
+        """Trains on a batch; the host waits for nothing of it."""
+        state = self.state
+        loss = backward(self.accelerator, state.model, parts, self.config, confusion)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.schedule.step()
+        state.step += 1
+        return loss
 
     def _finish_epoch(self, bar: tqdm[Any]) -> Scores | None:
         options, state = self.config.train, self.state
@@ -212,7 +217,7 @@ class Trainer:
             state.save()
         return scores
 
-    def _report(self, bar: tqdm[Any], losses: Losses, confusion: MulticlassConfusionMatrix) -> None:
+    def _report(self, bar: tqdm[Any], losses: Losses, confusion: ConfusionMatrix) -> None:
         losses.read()
         mean_iou = Scores(confusion.compute()).mean_iou
         bar.set_postfix(loss=f"{losses.last:.3f}", mIoU=f"{mean_iou:.3f}")
@@ -235,7 +240,7 @@ class Trainer:
         pixels, *maps = self.segment(val_set, index)
         return np.hstack([pixels, *(colorize(ids, self.class_list) for ids in maps)])
 
-    def _confusion(self) -> MulticlassConfusionMatrix:
+    def _confusion(self) -> ConfusionMatrix:
         ignore_index = self.config.data.ignore_index
         return make_confusion(self.class_list.num_classes, ignore_index, self.device)
 

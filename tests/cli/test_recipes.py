@@ -114,7 +114,6 @@ def test_camvid(capsys: pytest.CaptureFixture[str]) -> None:
             batch_size=8,
             lr=0.01,
             precision="bf16",
-            channels_last=True,
             eval_every=4,
         ),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pspfast.kernels import batch_norm_relu
+from pspfast.kernels import batch_norm_relu, batch_norm_statistics
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # What an sm_89 multiprocessor lends a block, the least of all chips since sm_80.
@@ -16,7 +16,7 @@ MAX_SHARED_BYTES = 99 * 1024
 # Four programs of 128 threads share the 65536 of a multiprocessor; those that add what others sum
 # are few.
 MAX_REGISTERS = 128
-ADDING = {"merge_moments_kernel", "add_sums_kernel"}
+ADDING = {"merge_moments_kernel", "merge_statistics_kernel", "add_sums_kernel"}
 
 
 def launched(
@@ -27,15 +27,18 @@ def launched(
     relu: bool = True,
     weight_dtype: torch.dtype = torch.float32,
 ) -> list[Any]:
-    """The six kernels of forward and backward."""
+    """The seven kernels of forward and backward, on one process and on eight."""
     x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
     weight = torch.empty(shape[1], dtype=weight_dtype, device="meta")
     residual = x if has_residual else None
-    arguments = (weight, weight, residual, relu, 1e-5)
-    out, mean, var = batch_norm_relu.batch_norm_relu_forward(x, *arguments)
-    batch_norm_relu.batch_norm_relu_backward(out, x, mean, var, *arguments)
+    running = (weight, weight, torch.empty((), dtype=torch.int64, device="meta"), 0.1)
+    statistics = batch_norm_statistics.batch_norm_statistics(x, *running)
+    batch_norm_statistics.batch_norm_merge_statistics(statistics.repeat(8, 1), *running)
+    arguments = (x, statistics, weight, weight, residual, relu, 1e-5)
+    out = batch_norm_relu.batch_norm_relu(*arguments)
+    batch_norm_relu.batch_norm_relu_backward(out, *arguments)
     taken = launches.taken()
-    assert len(taken) == 6
+    assert len(taken) == 7
     return taken
 
 

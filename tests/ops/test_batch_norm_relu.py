@@ -27,6 +27,10 @@ def case(n: int, c: int, height: int, width: int, relu: bool) -> tuple[Any, Any]
     return [shape, (c,), (c,), shape], (relu,)
 
 
+# Mean, variance and count, weight and bias.
+CONSTANTS = torch.rand(11) + 0.5, torch.rand(5), torch.rand(5)
+
+
 class TestBatchNormRelu(OpTester):
     cases: ClassVar = [
         case(2, 3, 4, 3, True),
@@ -38,8 +42,8 @@ class TestBatchNormRelu(OpTester):
         case(1, 5, 130, 131, False),
     ]
     overloads: ClassVar = [
-        (OPS.batch_norm_relu, [(2, 5, 4, 3), (5,), (5,), (2, 5, 4, 3)], (True, EPS)),
-        (OPS.batch_norm_relu, [(2, 5, 4, 3), (5,), (5,)], (None, False, EPS)),
+        # With statistics that are no function of x, gradients are checked above only.
+        (OPS.batch_norm_relu, [(2, 5, 4, 3)], (*CONSTANTS, None, False, EPS)),
     ]
 
     def op(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, relu: bool) -> Tensor:
@@ -58,10 +62,62 @@ def opcheck_without_gradients(op: Any, *args: Any) -> None:
 def test_opcheck_of_the_other_ops(with_residual: bool, memory_format: torch.memory_format) -> None:
     x, grad, residual = torch.randn(3, 2, 5, 4, 3).unbind()
     x, grad, residual = (t.contiguous(memory_format=memory_format) for t in (x, grad, residual))
+    statistics, *others = CONSTANTS
     given = residual if with_residual else None
-    constants = [torch.rand(5) + 0.5 for _ in range(4)]
-    opcheck_without_gradients(OPS.batch_norm_relu_apply, x, *constants, given, True, EPS)
-    opcheck_without_gradients(OPS.batch_norm_relu_backward, grad, x, *constants, given, True, EPS)
+    arguments = (grad, x, statistics, *others, given, True, EPS)
+    opcheck_without_gradients(OPS.batch_norm_relu, x, *CONSTANTS, given, True, EPS)
+    opcheck_without_gradients(OPS.batch_norm_relu_backward, *arguments)
+    opcheck_without_gradients(OPS.batch_norm_relu_grad_sums, *arguments)
+    sums = torch.randn(2, 5)
+    opcheck_without_gradients(
+        OPS.batch_norm_relu_grad_input, grad, x, statistics, sums, *others, True, EPS
+    )
+    running = torch.zeros(5), torch.ones(5), torch.tensor(3)
+    for given in ((None, None, None), running):
+        opcheck_without_gradients(OPS.batch_norm_statistics, x, *given, 0.1)
+        opcheck_without_gradients(
+            OPS.batch_norm_merge_statistics, torch.stack(3 * [statistics]), *given, 0.1
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_merged_statistics_are_those_of_all_values(dtype: torch.dtype) -> None:
+    """Of parts of any size, one of them empty, far from zero and from each other."""
+    x = (torch.randn(7, 5, 6, 4, dtype=torch.float64) + 1000).to(dtype)
+    x[2:5] += 3
+    parts = [
+        OPS.batch_norm_statistics(part, None, None, None, 0.0) for part in x.split((2, 0, 4, 1))
+    ]
+    running = torch.randn(5, dtype=dtype), torch.rand(5, dtype=dtype), torch.tensor(41)
+    moved = [t.clone() for t in running]
+    got = OPS.batch_norm_merge_statistics(torch.stack(parts), *moved, 0.25)
+    var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    expected = torch.cat([mean, var, torch.tensor([7.0 * 24])])
+    tolerances = {"rtol": 1e-5 if dtype == torch.float32 else 1e-12, "atol": 0}
+    torch.testing.assert_close(got.double(), expected, **tolerances)
+    unbiased = var * (168 / 167)
+    for to, before, after in zip((mean, unbiased), running, moved, strict=False):
+        torch.testing.assert_close(
+            after.double(), torch.lerp(before.double(), to, 0.25), rtol=1e-5, atol=1e-5
+        )
+    assert moved[2] == 42
+
+
+def test_nothing_moves_towards_the_variance_of_one_value() -> None:
+    running = torch.zeros(5), torch.ones(5), torch.tensor(0)
+    OPS.batch_norm_statistics(torch.randn(1, 5, 1, 1), *running, 0.1)
+    assert (running[0] == 0).all() and (running[1] == 1).all() and running[2] == 1
+
+
+def test_running_statistics_of_other_types_and_strides() -> None:
+    x = torch.randn(2, 5, 4, 3)
+    mean, var = torch.zeros(2, 10, dtype=torch.bfloat16)[:, ::2].unbind()
+    expected = torch.zeros(2, 5)
+    batch_norm_relu(x, *expected, torch.ones(5), torch.zeros(5))
+    versions = mean._version, var._version
+    batch_norm_relu(x, mean, var, torch.ones(5), torch.zeros(5))
+    assert torch.equal(torch.stack([mean, var]), expected.bfloat16())
+    assert (mean._version, var._version) > versions
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,15 +160,28 @@ def test_without_residual_as_modules_do() -> None:
     torch.testing.assert_close(running, (bn.running_mean, bn.running_var))
 
 
+def test_running_statistics_move_when_compiled() -> None:
+    x = torch.randn(2, 5, 4, 3)
+
+    def run(function: Any) -> tuple[torch.Tensor, ...]:
+        running = torch.zeros(5), torch.ones(5)
+        weight = torch.ones(5, requires_grad=True)
+        out = function(x, *running, weight, torch.zeros(5))
+        return (out.detach(), *torch.autograd.grad(out.square().sum(), weight), *running)
+
+    compiled = torch.compile(batch_norm_relu, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(run(compiled), run(batch_norm_relu), strict=True):
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_applied_again_it_gives_the_same_bits(with_residual: bool) -> None:
     x, residual = torch.randn(2, 2, 40, 33, 9).unbind()
     weight, bias = torch.rand(40), torch.randn(40)
     given = residual if with_residual else None
-    out, mean, var = module.batch_norm_relu_with_statistics(
-        x, weight, bias, given, relu=True, eps=EPS
-    )
-    again = module.batch_norm_relu_apply(x, (mean, var), weight, bias, given, relu=True, eps=EPS)
+    out = batch_norm_relu(x, None, None, weight, bias, given, eps=EPS)
+    statistics = module.batch_norm_statistics(x, (None, None, None), 0.0)
+    again = module.normalize(x, statistics, weight, bias, given, relu=True, eps=EPS)
     assert torch.equal(out, again)
 
 

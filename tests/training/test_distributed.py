@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pspfast import distributed
 from pspfast.config import Config
 from pspfast.evaluation.evaluate import evaluate_files
 from pspfast.evaluation.options import EvalConfig
@@ -29,28 +31,33 @@ from pspfast.training.trainer import train
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
+HELPERS = Path(__file__).parents[1] / "helpers"
+
 # Trains with a YAML file, and writes what backward returned and the validation's pixel counts.
 DRIVER = """
 import json, os, sys
 from pathlib import Path
 import torch, yaml
+from waits import watched
 from pspfast import labelled_data
 from pspfast.training import trainer as training
 from pspfast.config import Config
 
 torch.set_num_threads(1)
-losses, backward = [], training.backward
+losses, waits, backward = [], [], training.backward
 
 def recording(*args):
     losses.append(backward(*args))
     return losses[-1]
 
 training.backward = recording
+training.Trainer._step = watched(training.Trainer._step, waits)
 labelled_data.check_samples = lambda *args: torch.ones(256).numpy()  # as if a file broke only then
 try:
     scores = training.train(Config.from_dict(yaml.safe_load(Path(sys.argv[1]).read_text())))
 except (ValueError, KeyboardInterrupt) as error:
     sys.exit(f"rank {os.environ['RANK']}: {error}")
+assert waits and not any(waits), waits
 record = {"losses": [x.item() for x in losses], "confusion": scores.confusion.tolist()}
 Path(sys.argv[2], os.environ["RANK"]).write_text(json.dumps(record))
 """
@@ -63,7 +70,7 @@ def start(config: Config, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*TORCHRUN, "driver.py", "config.yaml", "."],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HELPERS)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -123,9 +130,7 @@ def test_two_processes_train_as_one(
     # a level of 1x1, whose three values of a channel are nearly equal.
     config = variant(config, batch_size=6, epochs=3, lr=1e-3)
     config = variant(config, "model", bins=(2, 3, 4, 6))
-    # BatchNorm takes its statistics of a process's images on CPUs. One process that has these
-    # images one part after the other takes the same.
-    train(variant(config, output=str(tmp_path / "one"), accumulate=2))
+    train(variant(config, output=str(tmp_path / "one")))
     config = variant(config, sharding=sharding)
     status, said = run(config, tmp_path)
     assert status == 0, said
@@ -139,7 +144,7 @@ def test_two_processes_train_as_one(
     for record in (first, second):
         assert np.sum(record["confusion"], axis=1).tolist() == pixels
 
-    # One process labels as both did, of which each had statistics of its own images.
+    # One process labels as both did.
     model = load_model(Path(config.train.output) / "final.safetensors").model
     val_set = make_val_set(config.data, 3)
     loader = make_loader(val_set, [[0], [1], [2]], workers=0)
@@ -209,3 +214,17 @@ def test_two_processes_share_the_images_to_evaluate(
     saved = json.loads((tmp_path / "scores/scores.json").read_text())
     alone, _ = evaluate_files(options)
     assert saved["confusion"] == alone.confusion.tolist()
+
+
+def test_hosts_agree_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value on ``meta`` cannot be read."""
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device("meta"))
+    reduced: list[tuple[torch.Tensor, str]] = []
+    monkeypatch.setattr(distributed, "_hosts", lambda: "hosts")
+    monkeypatch.setattr(
+        distributed.dist, "all_reduce", lambda tensor, group: reduced.append((tensor, group))
+    )
+    assert distributed.any_stops(accelerator, True)
+    assert not distributed.any_stops(accelerator, False)
+    assert all(tensor.is_cpu and group == "hosts" for tensor, group in reduced)
+    assert len(reduced) == 2

@@ -20,7 +20,7 @@ from pspfast.model_files import load_model
 from pspfast.training.checkpoints import list_checkpoints, load_checkpoint
 from pspfast.training.data import train_batches
 from pspfast.training.log import read_log
-from pspfast.training.trainer import train
+from pspfast.training.trainer import Trainer, train
 
 
 def test_augmentation_differs_between_epochs(
@@ -78,7 +78,7 @@ def test_only_the_last_checkpoints_are_kept(config: Config) -> None:
     [
         ("model", {"zoom_factor": 1}),
         ("model", {"zoom_factor": 4, "use_ppm": False}),
-        ("train", {"precision": "bf16", "channels_last": True}),
+        ("train", {"precision": "bf16", "channels_last": False}),
         ("train", {"accumulate": 2, "checkpoint_activations": True}),
         ("data", {"val_list": None}),
     ],
@@ -89,6 +89,27 @@ def test_variants_train(config: Config, section: str, changes: dict[str, object]
     assert record["iteration"] == 1, "the incomplete second batch is dropped"
     assert 0 < record["loss"] < 10
     assert (scores is None) == ("val_list" in changes)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+@pytest.mark.parametrize("changes", [{}, {"channels_last": False}], ids=["default", "off"])
+def test_weights_and_images_are_channels_last(
+    config: Config, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    step = Trainer._step
+
+    def recording(self: Trainer, parts: Any, *args: Any) -> Tensor:
+        weight = self.state.bare_model.layer1[0].conv1.weight
+        seen.extend(map(is_channels_last, (parts[0][0], weight)))
+        return step(self, parts, *args)
+
+    monkeypatch.setattr(Trainer, "_step", recording)
+    train(variant(config, epochs=1, **changes))
+    assert seen == 6 * [not changes]
 
 
 def test_training_learns(config: Config) -> None:
@@ -225,7 +246,6 @@ def test_batch_without_labelled_pixels_is_no_error(config: Config, tmp_path: Pat
         ({"batch_size": 3, "accumulate": 2}, "expected a multiple of 2"),
         ({"compile": True, "checkpoint_activations": True}, "false with train.compile"),
         ({"sharding": "fsdp2", "precision": "fp16"}, "train.precision: expected"),
-        ({"sharding": "fsdp2", "channels_last": True}, "train.channels_last: expected false"),
         ({"sharding": "fsdp2"}, r'train\.sharding: expected "none" for one process'),
     ],
 )

@@ -10,12 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pspfast.kernels import batch_norm_relu as launchers
-from pspfast.kernels.batch_norm_relu import (
-    batch_norm_relu_apply,
-    batch_norm_relu_backward,
-    batch_norm_relu_forward,
-)
+from pspfast.kernels import batch_norm_relu as maps
+from pspfast.kernels import batch_norm_statistics as launchers
 
 EPS = 1e-5
 CHANNEL_DIMS = (0, 2, 3)
@@ -60,25 +56,25 @@ class Problem:
             a_map(shape, dtype, 0.5),
         )
 
-    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        return batch_norm_relu_forward(
-            self.x, self.weight, self.bias, self.residual, self.relu, EPS
+    def statistics(self) -> Tensor:
+        return launchers.batch_norm_statistics(self.x, None, None, None, 0.0)
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        return maps.batch_norm_relu(
+            self.x, statistics, self.weight, self.bias, self.residual, self.relu, EPS
         )
 
-    def apply(self, mean: Tensor, var: Tensor) -> Tensor:
-        return batch_norm_relu_apply(
-            self.x, mean, var, self.weight, self.bias, self.residual, self.relu, EPS
-        )
-
-    def backward(self, mean: Tensor, var: Tensor) -> tuple[Tensor, ...]:
+    def backward(self, statistics: Tensor) -> tuple[Tensor, ...]:
         """Gradients of x, weight, bias and residual."""
-        return batch_norm_relu_backward(
-            self.grad, self.x, mean, var, self.weight, self.bias, self.residual, self.relu, EPS
+        grad_x, sums, grad_residual = maps.batch_norm_relu_backward(
+            self.grad, self.x, statistics, self.weight, self.bias, self.residual, self.relu, EPS
         )
+        return grad_x, sums[1], sums[0], grad_residual
 
-    def moments(self) -> tuple[Tensor, Tensor]:
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and count."""
         var, mean = torch.var_mean(self.x.double(), CHANNEL_DIMS, correction=0)
-        return mean, var
+        return mean, var, torch.tensor([self.x[:, 0].numel()], dtype=torch.float64)
 
     def expected(self) -> tuple[Tensor, list[Tensor]]:
         """The map, and gradients of x, weight, bias and, if there is one, residual."""
@@ -108,12 +104,14 @@ def assert_close(got: Tensor, expected: Tensor, rtol: float = 0.0, atol: float =
 
 
 def assert_all_close(problem: Problem, atol: float = 5e-6) -> None:
-    out, mean, var = problem.forward()
-    gradients = problem.backward(mean, var)
+    statistics = problem.statistics()
+    out, gradients = problem.forward(statistics), problem.backward(statistics)
     expected_out, expected = problem.expected()
-    expected_mean, expected_var = problem.moments()
-    assert_close(mean, expected_mean)
-    assert_close(var, expected_var, atol=0)
+    channels = problem.x.shape[1]
+    for got, moments in zip(
+        statistics.split((channels, channels, 1)), problem.moments(), strict=True
+    ):
+        assert_close(got, moments)
     assert_close(out, expected_out, atol=atol)
     # Sums over pixels.
     sum_atol = atol * problem.x[:, 0].numel() ** 0.5
@@ -125,10 +123,10 @@ def assert_all_close(problem: Problem, atol: float = 5e-6) -> None:
         assert gradients[3].shape == (0,)
     for map_ in (out, gradients[0]) if problem.residual is None else (out, *gradients[::3]):
         assert map_.is_contiguous(memory_format=torch.channels_last)
-    dtypes = [problem.x.dtype, problem.weight.dtype, problem.bias.dtype, problem.x.dtype]
+    dtypes = [problem.x.dtype, torch.float32, torch.float32, problem.x.dtype]
     assert [gradient.dtype for gradient in gradients] == dtypes
     assert out.dtype == problem.x.dtype
-    assert mean.dtype == var.dtype == torch.float32
+    assert statistics.dtype == torch.float32
 
 
 every_dtype = pytest.mark.parametrize(
@@ -165,8 +163,9 @@ def test_programs_share_tiles(width: int, programs: int, monkeypatch: pytest.Mon
     """Of pixels in tiles of 32 or more: as many rounds for all programs, one more for some, and a
     last tile that ends early."""
     monkeypatch.setattr(launchers, "_PROGRAMS", programs)
-    monkeypatch.setattr(launchers, "_FORWARD_BYTES", 2048)
-    monkeypatch.setattr(launchers, "_BACKWARD_BYTES", 2048)
+    monkeypatch.setattr(launchers, "FORWARD_BYTES", 2048)
+    for name in ("FORWARD_BYTES", "BACKWARD_BYTES"):
+        monkeypatch.setattr(maps, name, 2048)
     problem = Problem.random((1, 12, 9, width), mean=2.0)
     # Pixels that programs read first and last differ: a merge has to weigh means.
     problem.x += torch.linspace(-3, 3, width)
@@ -176,29 +175,58 @@ def test_programs_share_tiles(width: int, programs: int, monkeypatch: pytest.Mon
 def test_a_large_mean_keeps_the_variance() -> None:
     """Squares have a million in front of the variance of one, and float32 seven digits."""
     problem = Problem.random((2, 20, 10, 20), mean=1000.0)
-    out, mean, var = problem.forward()
-    expected_mean, expected_var = problem.moments()
+    statistics = problem.statistics()
+    mean, var, _ = statistics.split((20, 20, 1))
+    expected_mean, expected_var, _ = problem.moments()
     ulp = 1000 * torch.finfo(torch.float32).eps
     assert_close(mean, expected_mean, atol=ulp)
     assert_close(var, expected_var, atol=0)
     expected, gradients = problem.expected()
     # Rounding the mean moves what is normalised, at weights of up to four.
-    assert_close(out, expected, atol=4 * ulp)
-    got = problem.backward(mean, var)
+    assert_close(problem.forward(statistics), expected, atol=4 * ulp)
+    got = problem.backward(statistics)
     assert_close(got[0], gradients[0], atol=4 * ulp)
 
 
-def test_apply_and_repetitions_give_the_same_bits() -> None:
+def test_repetitions_give_the_same_bits() -> None:
     for dtype, has_residual in product((torch.float32, torch.bfloat16), (True, False)):
         problem = Problem.random((1, 20, 5, 7), dtype, has_residual)
-        out, mean, var = problem.forward()
-        assert torch.equal(problem.apply(mean, var), out)
-        for once, again in zip((out, mean, var), problem.forward(), strict=True):
-            assert torch.equal(once, again)
+        statistics = problem.statistics()
+        assert torch.equal(statistics, problem.statistics())
+        assert torch.equal(problem.forward(statistics), problem.forward(statistics))
         for once, again in zip(
-            problem.backward(mean, var), problem.backward(mean, var), strict=True
+            problem.backward(statistics), problem.backward(statistics), strict=True
         ):
             assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3, 4), (2, 0, 3, 4)], ids=str)
+def test_nothing(shape: tuple[int, ...]) -> None:
+    problem = Problem.random(shape)
+    statistics = problem.statistics()
+    assert torch.equal(statistics, torch.zeros(2 * shape[1] + 1))
+    assert problem.forward(statistics).shape == shape
+    grad_x, grad_weight, grad_bias, grad_residual = problem.backward(statistics)
+    assert grad_x.shape == grad_residual.shape == shape
+    assert (grad_weight == 0).all() and (grad_bias == 0).all()
+    merged = launchers.batch_norm_merge_statistics(statistics[None], None, None, None, 0.0)
+    assert torch.equal(merged, statistics)
+
+
+def test_gradient_of_x_with_sums_of_several_processes() -> None:
+    """Of a part of the pixels, with statistics and sums of all."""
+    problem = Problem.random((3, 20, 5, 7), has_residual=False)
+    statistics = problem.statistics()
+    expected, *_ = problem.backward(statistics)
+    shared = statistics, problem.weight, problem.bias
+    sums = torch.zeros(2, 20)
+    for part in range(3):
+        x, grad = problem.x[part : part + 1], problem.grad[part : part + 1]
+        sums += maps.batch_norm_relu_grad_sums(grad, x, *shared, None, True, EPS)[0]
+    for part in range(3):
+        x, grad = problem.x[part : part + 1], problem.grad[part : part + 1]
+        got = maps.batch_norm_relu_grad_input(grad, x, statistics, sums, *shared[1:], True, EPS)
+        assert_close(got, expected[part : part + 1].double())
 
 
 @with_and_without_residual
@@ -208,7 +236,7 @@ def test_gradient_passes_where_forward_is_above_zero(has_residual: bool) -> None
     linear = Problem(
         problem.x, None, False, problem.weight, problem.bias, torch.ones_like(problem.grad)
     )
-    normalized, mean, var = linear.forward()
+    normalized = linear.forward(linear.statistics())
     if has_residual:
         # Sums of the smallest numbers, of zero, and of others.
         steps = torch.randint(-1, 2, normalized.shape)
@@ -217,8 +245,9 @@ def test_gradient_passes_where_forward_is_above_zero(has_residual: bool) -> None
         # Few are so near, but their values are those of forward too.
         problem.bias -= normalized[0, :, 3, 3]
     problem.grad = torch.ones_like(problem.grad)
-    out, mean, var = problem.forward()
-    _, _, grad_bias, grad_residual = problem.backward(mean, var)
+    statistics = problem.statistics()
+    out = problem.forward(statistics)
+    _, _, grad_bias, grad_residual = problem.backward(statistics)
     passes = out > 0
     assert torch.equal(grad_bias, passes.sum(CHANNEL_DIMS).float())
     if has_residual:
@@ -231,8 +260,9 @@ def test_nan_is_kept_and_passes_gradient(place: str) -> None:
     problem = Problem.random((1, 4, 3, 5))
     assert problem.residual is not None
     getattr(problem, place)[0, 2, 1, 1] = torch.nan
-    out, mean, var = problem.forward()
-    grad_x, _, _, grad_residual = problem.backward(mean, var)
+    statistics = problem.statistics()
+    out = problem.forward(statistics)
+    grad_x, _, _, grad_residual = problem.backward(statistics)
     expected, gradients = problem.expected()
     torch.testing.assert_close(out.double(), expected, equal_nan=True, rtol=2e-6, atol=5e-6)
     for got, gradient in ((grad_x, gradients[0]), (grad_residual, gradients[3])):

@@ -1,4 +1,4 @@
-"""kernels/geometry.py against the definitions of adaptive pooling and of bilinear interpolation, in
+"""Index maths of kernels/jit/common against the definitions of adaptive pooling and of bilinear interpolation, in
 exact arithmetic."""
 
 from fractions import Fraction
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from pspfast.kernels.jit import geometry
+from pspfast.kernels.jit.common import geometry
 
 
 @triton.jit

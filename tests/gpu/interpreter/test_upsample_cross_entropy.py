@@ -17,6 +17,7 @@ from upsample_logits import assert_written_once, upsampled
 
 from pspfast import backends
 from pspfast.kernels import upsample_cross_entropy, upsample_tiles
+from pspfast.kernels.jit.mean_loss import mean_loss_kernel
 from pspfast.kernels.upsample_cross_entropy import (
     upsample_cross_entropy_backward,
     upsample_cross_entropy_forward,
@@ -94,7 +95,8 @@ def test_every_number_is_written_once(written: list[np.ndarray], channels_last: 
         logits, target, None, *arguments, torch.int32, True
     )
     (programs,) = upsample_tiles.plan(logits, *case.size, False).grid()
-    assert_written_once(written, lse.numel() + labels.numel() + 3 * programs)
+    # And the loss, the sum of weights, and whether all labels are right.
+    assert_written_once(written, lse.numel() + labels.numel() + 3 * programs + 3)
     upsample_cross_entropy_backward(weight_sum, logits, target, None, lse, *arguments)
     assert_written_once(written, logits.numel())
 
@@ -193,3 +195,18 @@ def test_op_and_its_gradient() -> None:
     torch.testing.assert_close(
         torch.autograd.grad(2.5 * loss, logits), torch.autograd.grad(2.5 * expected, logits)
     )
+
+
+@pytest.mark.parametrize("programs", [0, 1, 255, 256, 700])
+@pytest.mark.parametrize("wrong", [0.0, 1.0])
+def test_mean_of_the_sums_of_programs(programs: int, wrong: float) -> None:
+    sums = torch.rand(programs, 3, dtype=torch.float64)
+    sums[:, 2] = 0
+    sums[-1:, 2] = wrong
+    loss, weight_sum = torch.full((2,), torch.nan).unbind()
+    all_right = torch.tensor(-1, dtype=torch.int32)
+    mean_loss_kernel[(1,)](sums, loss, weight_sum, all_right, programs, BLOCK_R=256)
+    losses, weights, _ = sums.sum(0)
+    torch.testing.assert_close(weight_sum, weights.float())
+    torch.testing.assert_close(loss, (losses / weights).float() if programs else torch.zeros(()))
+    assert all_right == (programs == 0 or wrong == 0)
