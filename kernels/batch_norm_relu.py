@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .batch_norm_statistics import ADDED_CHANNELS, BACKWARD_BYTES, FORWARD_BYTES, tiles_of
 from .jit.batch_norm_relu import add_sums_kernel, apply_kernel, grad_input_kernel, grad_sums_kernel
-from .launch import empty_map, launches_on_tensor_device, next_power_of_2
+from .launch import empty_map, launches_on_tensor_device, next_power_of_2, wrap_triton
 
 
 @launches_on_tensor_device

@@ -1,6 +1,7 @@
 """What is counted is right, and PSPNet50 costs a GPU no more than it should."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from waits import waits
 
@@ -70,6 +73,59 @@ def test_convolution_of_maps_of_several_sizes_has_a_third_of_the_flops(kernel_si
     eager = 2 * weight.numel() * 64 * 64
     assert 0.332 * eager < forward.get_total_flops() < 0.34 * eager
     assert backward.get_total_flops() == 2 * forward.get_total_flops()
+
+
+def test_convolution_of_maps_of_several_sizes_on_a_gpu() -> None:
+    """The largest layer of UPerNet at 512×512, in bfloat16."""
+
+    def count(convolve: Callable[[list[Tensor], Tensor], Tensor]) -> Footprint:
+        with footprint.on_an_imagined_gpu():
+            format = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+            maps = [torch.empty(16, 512, 128 >> i, 128 >> i, **format) for i in range(4)]
+            weight = torch.empty(512, 2048, 3, 3, **format)
+            with Footprint([*maps, weight]) as counted:
+                convolve(maps, weight)
+        return counted
+
+    def concatenate(maps: list[Tensor], weight: Tensor) -> Tensor:
+        resized = [F.interpolate(m, (128, 128), mode="bilinear") for m in maps[1:]]
+        return F.conv2d(torch.cat([maps[0], *resized], 1), weight, padding=1)
+
+    ours, eager = count(upsample_concat_conv2d), count(concatenate)
+    assert ours.total.flops < 0.34 * eager.total.flops
+    # Mixed maps are written and read: nine numbers for one of a map's.
+    assert ours.total.bytes < 0.64 * eager.total.bytes
+    assert ours.peak_bytes < 0.77 * eager.peak_bytes
+
+
+@pytest.mark.parametrize("nearest", [False, True])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_maps_are_neither_interpolated_nor_concatenated_on_a_gpu(
+    kernel_size: int, nearest: bool
+) -> None:
+    """Maps are many times wider than the result: an interpolated one would be the largest."""
+    channels, size = 512, 32
+    largest = 0
+
+    class Allocations(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            made = [t.numel() for t in tree_leaves(out) if isinstance(t, Tensor)]
+            largest = max([largest, *made])
+            return out
+
+    with footprint.on_an_imagined_gpu():
+        maps = [torch.empty(1, channels, s, s, requires_grad=True) for s in (8, 4, 16)]
+        weight = torch.empty(8, 3 * channels, kernel_size, kernel_size, requires_grad=True)
+        options = {"mode": "nearest" if nearest else "bilinear", "relu": True}
+        with Allocations():
+            out = upsample_concat_conv2d(maps, weight, (size, size), **options)
+            out.sum().backward()
+    assert out.shape == (1, 8, size, size)
+    assert [m.grad.shape for m in maps] == [m.shape for m in maps]
+    # The largest map and its gradient are a quarter of an interpolated one.
+    assert largest == channels * 16 * 16 < channels * size * size
 
 
 def test_pyramid_convolution_has_half_the_flops() -> None:

@@ -1,7 +1,8 @@
 """Kernels of upsample_cross_entropy: cross-entropy of logits that are interpolated on the fly, and
 its gradient by a gather; fixed order, bit-reproducible.
 
-``csrc/upsample_cross_entropy.h`` has the formula, common/upsample_tiles.py how forward programs work.
+``csrc/upsample_cross_entropy.h`` has the formula, common/upsample_tiles.py how forward programs
+work.
 Backward, a program gathers for a tile of logits, a block of classes by rows and columns. It goes
 down the rows of the image that read them, sums rows elementwise, and spreads their columns to the
 columns of logits by a product of matrices. What rows of the image give to the row of logits behind

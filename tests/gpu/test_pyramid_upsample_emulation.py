@@ -21,7 +21,7 @@ from emulated_pyramid_upsample import (
 
 @pytest.fixture
 def upsample(emulated: Callable[[str], ctypes.CDLL]) -> Upsample:
-    return Upsample(emulated("pyramid_upsample"))
+    return Upsample(emulated("upsample_maps"))
 
 
 @FORMATS
@@ -118,4 +118,4 @@ def test_repeats_bit_for_bit(upsample: Upsample, channels_last: bool) -> None:
 
 @pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
 def test_sanitizers_are_silent(sanitized: Callable[..., str], sanitizers: str) -> None:
-    assert sanitized("pyramid_upsample_main", sanitizers) == ""
+    assert sanitized("upsample_maps_main", sanitizers) == ""

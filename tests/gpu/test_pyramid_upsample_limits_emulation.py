@@ -20,7 +20,7 @@ from emulated_pyramid_upsample import (
 
 @pytest.fixture
 def upsample(emulated: Callable[[str], ctypes.CDLL]) -> Upsample:
-    return Upsample(emulated("pyramid_upsample"))
+    return Upsample(emulated("upsample_maps"))
 
 
 @FORMATS

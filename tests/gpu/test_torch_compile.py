@@ -39,6 +39,8 @@ WRITTEN = {
     "add_fwd_kernel": {"p_out"},
     "concat_fwd_kernel": {"p_out"},
     "bwd_kernel": {"p_grad_values"},
+    "upsample_add_fwd_kernel": {"p_out"},
+    "upsample_add_bwd_kernel": {"p_grad_level"},
     "loss_fwd_kernel": {"p_labels", "p_lse", "p_sums"},
     "mean_loss_kernel": {"p_loss", "p_weight_sum", "p_all_right"},
     "loss_bwd_kernel": {"p_grad_logits"},

@@ -1,4 +1,4 @@
-"""The machine code of upsample_add's Triton kernels, as its launchers ask for it: no spills,
+"""The machine code of upsample_add's Triton kernels, as its launchers ask for it: hardly a spill,
 16-byte accesses, little shared memory."""
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pspfast.kernels.upsample_add import upsample_add_backward, upsample_add_for
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # What an sm_89 multiprocessor lends a block, the least of all chips since sm_80.
 MAX_SHARED_BYTES = 99 * 1024
+# Two registers, saved outside of loops.
+MAX_STACK_BYTES = 8
 LEVELS = ((64, 64), (32, 32), (16, 16))
 
 
 def assert_fits(code: Any) -> None:
-    assert code.stack == 0, f"{code.name} spills"
+    assert code.stack <= MAX_STACK_BYTES and not code.spills_in_loops, f"{code.name} spills"
     assert code.shared <= MAX_SHARED_BYTES
 
 

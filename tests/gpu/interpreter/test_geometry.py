@@ -1,4 +1,4 @@
-"""Index maths of kernels/jit/common against the definitions of adaptive pooling and of bilinear interpolation, in
+"""kernels/jit/common/geometry.py against the definitions of pooling and of interpolation, in
 exact arithmetic."""
 
 from fractions import Fraction
