@@ -96,6 +96,11 @@ def _run(command: str, options: Namespace) -> None:
             print(f"pspfast: predict: {failure}", file=sys.stderr)
         if predictions.failures:
             sys.exit(1)
+    elif command == "convert":
+        from pspfast.cli.convert import ConvertConfig, convert
+
+        files = options.pop("files")
+        print(convert(files, ConvertConfig(**vars(options))))
     elif command == "demo":
         from pspfast.demo.demo import demo
         from pspfast.demo.options import DemoConfig

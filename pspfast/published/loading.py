@@ -103,6 +103,7 @@ def load(cls: type[T], found: Found, options: Mapping[str, Any]) -> T:
         found: of ``find``.
         options: those that the user gives.
     """
+    classes = found.options.get("classes")
     chosen = settle_options(found, options)
     if "criterion" not in chosen:
         chosen["criterion"] = nn.CrossEntropyLoss(ignore_index=found.ignore_index)
@@ -112,7 +113,7 @@ def load(cls: type[T], found: Found, options: Mapping[str, Any]) -> T:
         raise ValueError(f"{found.name}: {error}") from error
     take_weights(model, found, "from_pretrained")
     model.preprocessing, model.origin = found.preprocessing, found.report()
-    if model.classes == found.options.get("classes"):
+    if model.classes == classes:
         model.class_names, model.palette = names_of(found)
     return model.eval()
 

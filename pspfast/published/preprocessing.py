@@ -44,7 +44,8 @@ class Preprocessing:
         low, high = values.get("value_range", (0, 1))
         if low != 0 or not high > 0:
             raise ValueError(f"Preprocessing: value_range: expected [0, x], got {[low, high]}")
-        mean, std = (tuple(float(v) / high for v in values[name]) for name in ("mean", "std"))
+        # Rounded, so that 123.675 of 255 is 0.485.
+        mean, std = (tuple(round(v / high, 6) for v in values[name]) for name in ("mean", "std"))
         return cls(mean, std, values.get("channel_order", "rgb"))
 
 
