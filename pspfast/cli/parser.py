@@ -144,8 +144,8 @@ def make_parser(recipe: dict[str, Any]) -> ArgumentParser:
         "convert",
         "FILE [FILE] [--output FILE] [--OPTION VALUE ...]",
         "Convert the weights of another PSPNet",
-        "Takes files of semseg, mmsegmentation and pspfast, and CSAIL's encoder and decoder; prints "
-        "what was found and what it follows from.",
+        "Takes files of semseg, mmsegmentation and pspfast, or CSAIL's encoder and decoder; prints"
+        " what was found and what it follows from.",
     )
     conversion.add_argument("files", nargs="+", metavar="FILE", help="Weights; or encoder, decoder")
     conversion.add_class_arguments(ConvertConfig)

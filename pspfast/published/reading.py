@@ -106,14 +106,14 @@ def _kind(path: Path) -> str:
         return "JSON text"
     if start.startswith(b"PK"):
         return _kind_of_zip(path)
-    if start[:1] == b"\x80":
-        return "torch"
-    # A safetensors file begins with the length of its header, which is JSON.
-    if len(start) >= 9 and start[8:9] == b"{":
-        length = int.from_bytes(start[:8], "little")
+    # A safetensors file begins with the length of its header, at most 100 MB, which is JSON.
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and length <= 100_000_000:
         if length + 8 > size:
             return f"a safetensors file that was cut: its header has {length} bytes, it has {size}"
         return "safetensors"
+    if start[:1] == b"\x80":
+        return "torch"
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start):
         return f"a text: {start[:40].decode().splitlines()[0]!r}"
     return f"something else; its first bytes are {start[:8].hex(' ')}"
