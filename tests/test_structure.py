@@ -12,7 +12,7 @@ COMMANDS = ("training", "evaluation", "prediction")
 
 # What each room of pspfast imports from the others; within itself it may import anything.
 ALLOWED = {
-    "cli": {"demo", *COMMANDS, "recipes", *SHARED, "", "_extension", "backends"},
+    "cli": {"demo", *COMMANDS, "deployment", "recipes", *SHARED, "", "_extension", "backends"},
     "demo": {*COMMANDS, "data", *SHARED},
     **{command: {"data", "models", "ops", "published", "", *SHARED} for command in COMMANDS},
     # The dependencies of the shared files among themselves have no circle either: see below.
@@ -28,7 +28,8 @@ ALLOWED = {
     "_extension": set(),
     "_source_folder": set(),
     "__main__": {"cli"},
-    "": {"_source_folder", "backends", "flops", "models", "ops"},
+    "deployment": {"models", "ops", "files"},
+    "": {"_source_folder", "backends", "deployment", "flops", "models", "ops"},
 }
 
 

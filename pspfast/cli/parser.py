@@ -61,6 +61,7 @@ def make_parser(recipe: dict[str, Any]) -> ArgumentParser:
 
     from pspfast import config
     from pspfast.cli.convert import ConvertConfig
+    from pspfast.cli.export import ExportConfig
     from pspfast.demo.options import DemoConfig
     from pspfast.evaluation.options import EvalConfig
     from pspfast.prediction.options import PredictConfig
@@ -149,6 +150,13 @@ def make_parser(recipe: dict[str, Any]) -> ArgumentParser:
     )
     conversion.add_argument("files", nargs="+", metavar="FILE", help="Weights; or encoder, decoder")
     conversion.add_class_arguments(ConvertConfig)
+
+    add(
+        "export",
+        "--checkpoint FILE [--output model.onnx|model.pt2] [--OPTION VALUE ...]",
+        "Export a model for other runtimes",
+        "The file has standard operators only: it runs where pspfast is not installed.",
+    ).add_class_arguments(ExportConfig)
 
     add(
         "demo",

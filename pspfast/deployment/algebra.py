@@ -57,6 +57,14 @@ def interpolation_matrix(
     return (1 - (at[:, None] - sources[None]).abs()).clamp(min=0).to(like.dtype)
 
 
+def nearest_matrix(to: int, source: int, like: Tensor) -> Tensor:
+    """``[to, source]``: the same of ``mode="nearest"``."""
+    positions = torch.arange(to, device=like.device)
+    at = torch.div(positions * source, to, rounding_mode="floor")
+    sources = torch.arange(source, device=like.device)
+    return (at[:, None] == sources[None]).to(like.dtype)
+
+
 def pyramid_pool(x: Tensor, bins: Sequence[int]) -> Tensor:
     """:func:`pspfast.ops.pyramid_pool`: ``[N, C, H, W]`` to ``[N, C, S]``."""
     rows = [pooling_matrix(x.shape[2], b, x) for b in bins]
@@ -89,17 +97,54 @@ def pyramid_upsample_add(
     for b, level in zip(bins, mixed.split([b * b for b in bins], dim=1), strict=True):
         # [N, O, ky u, kx v]
         level = level.unflatten(1, (b, b)).permute(0, 5, 3, 1, 4, 2).flatten(4, 5).flatten(2, 3)
-        maps.append(level.to(base.dtype) @ _taps(width, b, kernel, align_corners, base).t())
-        rows.append(_taps(height, b, kernel, align_corners, base))
+        along = [interpolation_matrix(s, b, align_corners, base) for s in (height, width)]
+        maps.append(level.to(base.dtype) @ _taps(along[1], kernel).t())
+        rows.append(_taps(along[0], kernel))
     out = base + torch.cat(rows, dim=1) @ torch.cat(maps, dim=2)
     if bias is not None:
         out = out + bias[:, None, None]
     return out.relu() if relu else out
 
 
-def _taps(length: int, bins: int, kernel: int, align_corners: bool, like: Tensor) -> Tensor:
-    """``[length, k b]``: the interpolation matrix moved by each tap, zero outside the map."""
-    weights = interpolation_matrix(length, bins, align_corners, like)
+def upsample_concat_conv2d(
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    align_corners: bool,
+    nearest: bool,
+    relu: bool,
+) -> Tensor:
+    """:func:`pspfast.ops.upsample_concat_conv2d`: each map is mixed at its own resolution, and the
+    products are interpolated and added."""
+    kernel = weight.shape[2]
+    out: Tensor | None = None
+    for m, part in zip(maps, weight.split([m.shape[1] for m in maps], dim=1), strict=True):
+        if list(m.shape[2:]) == list(size):
+            share = F.conv2d(m, part, padding=kernel // 2)
+        else:
+            # [N, O ky kx, h, w] to [N, O, ky h, kx w]
+            taps = part.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
+            mixed = F.conv2d(m, taps).unflatten(1, (-1, kernel, kernel))
+            mixed = mixed.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+            rows, cols = (
+                nearest_matrix(to, source, m)
+                if nearest
+                else interpolation_matrix(to, source, align_corners, m)
+                for to, source in zip(size, m.shape[2:], strict=True)
+            )
+            share = _taps(rows, kernel) @ (mixed @ _taps(cols, kernel).t())
+        out = share if out is None else out + share
+    assert out is not None
+    if bias is not None:
+        out = out + bias[:, None, None]
+    return out.relu() if relu else out
+
+
+def _taps(weights: Tensor, kernel: int) -> Tensor:
+    """``[length, k b]``: an interpolation matrix ``[length, b]`` moved by each tap, zero outside
+    the map."""
+    length = weights.shape[0]
     padded = F.pad(weights, (0, 0, kernel // 2, kernel // 2))
     return torch.cat([padded[tap : tap + length] for tap in range(kernel)], dim=1)
 
@@ -107,7 +152,7 @@ def _taps(length: int, bins: int, kernel: int, align_corners: bool, like: Tensor
 def upsample(
     maps: Tensor, size: Sequence[int], align_corners: bool, crop: Sequence[int] | None = None
 ) -> Tensor:
-    """``F.interpolate(maps, size, mode="bilinear")``, and of it the rows and columns of ``crop``."""
+    """The first rows and columns, as many as ``crop``, of ``F.interpolate(maps, size)``."""
     rows, cols = (
         interpolation_matrix(to, source, align_corners, maps, first)
         for to, source, first in zip(size, maps.shape[2:], crop or size, strict=True)

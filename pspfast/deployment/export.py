@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def export(
         ModuleNotFoundError: ONNX is meant, and onnx or onnxscript is not installed.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        for name in ("onnx", "onnxscript"):
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(
+                    f"export: {name} is not installed; pip install 'pspfast[export]' brings it",
+                    name=name,
+                )
     _check(model, path, size, outputs, preprocess)
     network = StandardNetwork(model, outputs, preprocess)
     dtype = torch.uint8 if preprocess else next(model.parameters()).dtype

@@ -267,6 +267,11 @@ class PSPNet(Pretrained):
         return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
 
     def _check_images(self, name: str, images: Tensor) -> None:
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "PSPNet: torch.jit.trace: TorchScript is not supported; use pspfast.export, or "
+                "torch.export"
+            )
         if images.dim() != 4 or images.shape[1] != self.in_channels:
             expected = f"[N, {self.in_channels}, H, W]"
             raise ValueError(f"PSPNet: {name}: expected {expected}, got {tuple(images.shape)}")

@@ -112,6 +112,13 @@ class Pretrained(nn.Module):
 
         return push_to_hub(self, name, private, scores, message)
 
+    def __prepare_scriptable__(self) -> Any:
+        """What ``torch.jit.script`` calls first."""
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.jit.script: TorchScript is not supported; use "
+            "pspfast.export, or torch.export"
+        )
+
     def freeze_backbone(self) -> Self:
         """Leaves ``layer0`` to ``layer4`` as they are from now on: they get no gradient, and their
         BatchNorm normalises with its running statistics, in training, too."""
