@@ -28,7 +28,7 @@ ALLOWED = {
     "_extension": set(),
     "_source_folder": set(),
     "__main__": {"cli"},
-    "deployment": {"models", "ops", "files"},
+    "deployment": {"models", "ops", "backends", "files"},
     "": {"_source_folder", "backends", "deployment", "flops", "models", "ops"},
 }
 

@@ -39,9 +39,14 @@ class StandardNetwork(nn.Module):
         self.output_stride, self.use_ppm = model.output_stride, model.use_ppm
         processing = model.preprocessing
         self.is_bgr = processing.channel_order == "bgr"
-        mean, std = torch.tensor(processing.mean), torch.tensor(processing.std)
-        self.register_buffer("scale", (1 / (255 * std))[:, None, None])
-        self.register_buffer("shift", (-mean / std)[:, None, None])
+        parameter = next(model.parameters())
+        mean, std = (
+            parameter.new_tensor(v)[:, None, None] for v in (processing.mean, processing.std)
+        )
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+        self.scale: Tensor
+        self.shift: Tensor
         *stem, pool = network.layer0
         self.stem = nn.Sequential()
         for conv, bn in zip(stem[0::3], stem[1::3], strict=True):
@@ -54,9 +59,10 @@ class StandardNetwork(nn.Module):
         self.classifier = _folded(classifier, None)
         weight, bias = fold_batch_norm(fuse, bn)
         if self.use_ppm:
-            self.bins = model.ppm.bins
-            self.levels = nn.ModuleList(_folded(c, b) for _, c, b, _ in network.ppm.features)
-            channels = sum(level.out_channels for level in self.levels)  # type: ignore[misc]
+            self.bins: tuple[int, ...] = network.ppm.bins
+            convs = [_folded(level[1], level[2]) for level in network.ppm.features]
+            self.levels = nn.ModuleList(convs)
+            channels = sum(conv.out_channels for conv in convs)
             weight, levels = weight.tensor_split([fuse.in_channels - channels], dim=1)
             for i, part in enumerate(levels.chunk(len(self.levels), dim=1)):
                 # [R, k k O], for the products with the level's bins.
