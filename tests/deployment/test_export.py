@@ -11,7 +11,7 @@ import torch
 from randomised import randomised, relative_difference
 
 import pspfast
-from pspfast import PSPNet, optimize_for_inference
+from pspfast import PSPNet, ops, optimize_for_inference
 from pspfast.cli import main
 from pspfast.model_files import load_model
 from pspfast.published.preprocessing import Preprocessing
@@ -91,6 +91,28 @@ assert "pspfast" not in sys.modules
     prepared = (images.flip(1) / 255 - mean[:, None, None]) / std[:, None, None]
     assert labels.shape == (1, 51, 66)
     assert (labels == model.predict(prepared)).double().mean() > 0.999
+
+
+class Pools(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ops.pyramid_pool(x, (1, 2, 3, 6))
+
+
+def test_programs_of_the_kernels_load_after_the_import(tmp_path: Path) -> None:
+    images = torch.randn(1, 2, 13, 17)
+    torch.export.save(torch.export.export(Pools(), (images,)), tmp_path / "p.pt2")
+    torch.save((images, Pools()(images)), tmp_path / "p.pt")
+    script = "import torch, pspfast; x, y = torch.load('p.pt'); "
+    script += "assert torch.equal(torch.export.load('p.pt2').module()(x), y)"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    without = subprocess.run(
+        [sys.executable, "-c", script.replace(", pspfast", "")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert without.returncode == 1
+    assert "pspfast" in without.stderr
 
 
 @torch.no_grad()
