@@ -8,7 +8,16 @@ __path__ = built_path(__path__)
 
 from pspfast import flops, ops
 from pspfast.backends import backend
+from pspfast.deployment import decompositions, export
 from pspfast.models import PSPNet, optimize_for_inference
 
 __version__ = version("pspfast")
-__all__ = ["PSPNet", "backend", "flops", "ops", "optimize_for_inference"]
+__all__ = [
+    "PSPNet",
+    "backend",
+    "decompositions",
+    "export",
+    "flops",
+    "ops",
+    "optimize_for_inference",
+]

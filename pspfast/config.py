@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from pspfast.files import atomic_open
+from pspfast.published.preprocessing import IMAGENET, Preprocessing
 
 Source = Literal["ade20k", "cityscapes", "voc2012"]
 
@@ -24,7 +25,7 @@ class ModelConfig:
     layers: Literal[18, 34, 50, 101, 152] = 50
     """ResNet depth."""
     bins: tuple[int, ...] = (1, 2, 3, 6)
-    """Bins b of each pyramid level; their number divides the channels of layer4."""
+    """Bins b of each pyramid level."""
     dropout: float = 0.1
     """Probability that a channel is dropped before a classifier."""
     zoom_factor: Literal[1, 2, 4, 8] = 8
@@ -34,8 +35,8 @@ class ModelConfig:
     pretrained: str | None = None
     """File of ImageNet weights in semseg's or torchvision's layout."""
     weights: str | None = None
-    """File of a trained PSPNet, as pspfast train writes it, that training starts from. Where its
-    classes are others, the classifiers start anew."""
+    """File of a trained PSPNet that training starts from: of pspfast train, semseg or mmseg, or
+    what pspfast convert wrote. Where its classes are others, the classifiers start anew."""
     stem: Literal["deep", "deep_narrow", "7x7"] = "deep"
     """First layers: 3x3, 64-64-128 (semseg) or 32-32-64 channels (mmseg), or 7x7 (torchvision)."""
     dilation: Literal["uniform", "contracted"] = "uniform"
@@ -46,6 +47,16 @@ class ModelConfig:
     """Width of the auxiliary head."""
     head_channels: int = 512
     """Width of the head."""
+    ppm_channels: int | None = None
+    """Width of a pyramid level; the default is that of layer4 over the number of levels."""
+    block_dilation: Literal["both", "first"] = "both"
+    """Which convolutions of a dilated ResNet-18 or 34 block dilate; the first alone in mmseg."""
+    output_stride: Literal[8, 32] = 8
+    """Stride of the features; 32 where dilated stages stride as well (mmseg's D32)."""
+    aux: bool = True
+    """Whether there is an auxiliary head."""
+    in_channels: int = 3
+    """Channels of the images; files of images have 3."""
 
     def __post_init__(self) -> None:
         self.bins = tuple(self.bins)
@@ -86,6 +97,13 @@ class DataConfig:
     and 255."""
     ignore_index: int = 255
     """Class id, 0 to 255, that is neither trained nor counted."""
+    mean: tuple[float, ...] = IMAGENET.mean
+    """Mean of each channel of images scaled to 0..1, which is subtracted; the default is
+    ImageNet's."""
+    std: tuple[float, ...] = IMAGENET.std
+    """Standard deviation of each channel, by which is divided; the default is ImageNet's."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """Order of the channels that the network is given, and of mean and std."""
     workers: int = 2
     """Processes that load and augment samples; 0 loads in the training process."""
     skip_bad: bool = False
@@ -94,6 +112,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least("data.workers", self.workers, 0)
+        self.mean, self.std = tuple(self.mean), tuple(self.std)
+        Preprocessing(self.mean, self.std, self.channel_order)
         if self.label_map is not None:
             # JSON has no keys but strings.
             self.label_map = {int(file_id): i for file_id, i in self.label_map.items()}
@@ -170,6 +190,9 @@ class TrainConfig:
     a copy. FSDP2 divides contiguous weights only: with it, images are."""
     compile: bool = False
     """Whether torch.compile compiles the network for training."""
+    freeze_backbone: bool = False
+    """Whether layer0 to layer4 stay as they are, with their BatchNorm's statistics: heads alone
+    learn."""
     checkpoint_activations: bool = False
     """Whether a residual block keeps its input only and is computed again in backward: less memory,
     more time."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from pspfast.config import Config
-from pspfast.data import ClassList
-from pspfast.data.search import listed
-from pspfast.files import read_tensors, write_tensors
+from pspfast.config import AugmentConfig, Config, DataConfig, ModelConfig
+from pspfast.data import ClassList, EvalTransform
 from pspfast.models import PSPNet
+from pspfast.published.found import Found
+from pspfast.published.loading import find, load, take_weights
+from pspfast.published.own import class_list_of, preprocessing_of, write_model
 
 
 @dataclass
@@ -42,62 +42,41 @@ def build_model(config: Config, classes: int) -> PSPNet:
         **options,
     )
     if weights:
-        _start_from(model, Path(weights))
+        _start_from(model, config)
     return model
 
 
-def _start_from(model: PSPNet, path: Path) -> None:
+def _start_from(model: PSPNet, config: Config) -> None:
     """Gives a model the weights of a trained one, but for classifiers of other classes, of which it
     warns.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file was not written by ``pspfast train``, is damaged, or is of a network
-            with other layers or widths.
+        ValueError: the file is damaged, or of a network with other layers, widths or conventions,
+            or was trained on images prepared otherwise.
     """
-    weights, _ = _read_weights(path)
-    own = model.state_dict()
-    classifiers = [f"{head}.4.{name}" for head in ("cls", "aux") for name in ("weight", "bias")]
-    anew = [
-        name for name in classifiers if name in weights and weights[name].shape != own[name].shape
-    ]
-    kept = {name: value for name, value in weights.items() if name not in anew}
-    different = sorted(
-        name
-        for name in own.keys() | kept.keys()
-        if name not in anew
-        and (name not in own or name not in kept or own[name].shape != kept[name].shape)
-    )
-    if different:
+    found = find(str(config.model.weights))
+    if found.is_backbone:
         raise ValueError(
-            f"model.weights: {path} is of another network; layers that differ: "
-            f"{listed(different, 8)}"
+            f"model.weights: {found.name} is a classifier of images; give it as model.pretrained"
         )
-    model.load_state_dict(kept, strict=False)
-    if anew:
-        warnings.warn(
-            f"model.weights: {path} has {len(weights[anew[0]])} classes, this run {model.classes}: "
-            f"the classifiers start anew ({', '.join(anew)})",
-            stacklevel=3,
+    run = vars(config.model)
+    # What differs in number of layers or in widths names itself when it is loaded.
+    for name in ("align_corners", "dilation", "bins", "output_stride", "block_dilation"):
+        is_settled = name != "block_dilation" or config.model.layers < 50
+        if is_settled and found.options.get(name, run[name]) != run[name]:
+            raise ValueError(
+                f"model.weights: {found.name} is of a network with {name} {found.options[name]}, "
+                f"this run has {run[name]}: give --model.{name}"
+            )
+    prepared = preprocessing_of(config.data)
+    if found.preprocessing != prepared:
+        raise ValueError(
+            f"model.weights: {found.name} expects images prepared by {found.preprocessing}, this "
+            f"run prepares them by {prepared}: give --data.mean, --data.std and "
+            "--data.channel_order"
         )
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state_dict and the header of a file that a training run wrote; raises as
-    ``read_tensors``."""
-    tensors, header = read_tensors(path)
-    # A checkpoint holds the state of the optimizer besides.
-    weights = {
-        name.removeprefix("model/"): value
-        for name, value in tensors.items()
-        if name.startswith("model/")
-    }
-    return weights or tensors, header
-
-
-def describe_class_list(class_list: ClassList) -> dict[str, Any]:
-    """Plain lists, as a JSON file gives them back."""
-    return json.loads(json.dumps(asdict(class_list)))
+    take_weights(model, found, "model.weights")
 
 
 def save_weights(
@@ -116,33 +95,59 @@ def save_weights(
         class_list: the classes.
         note: what else to keep, such as iteration and scores.
     """
-    header = {"config": config.to_dict(), "taxonomy": describe_class_list(class_list), **note}
-    write_tensors(path, weights, header)
+    write_model(path, weights, config, class_list, note)
 
 
-def load_model(path: str | Path) -> TrainedModel:
-    """Rebuilds a model from the weights or a checkpoint that a training run wrote.
+def load_model(source: str | Path | Sequence[str], **options: Any) -> TrainedModel:
+    """Rebuilds a model from weights that a training run wrote, or those of a published PSPNet.
+
+    Args:
+        source: a file, a folder, two files, or a name on the Hub; see ``PSPNet.from_pretrained``.
+        options: of PSPNet, which published weights may not tell.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file was not written by ``pspfast train``, is damaged, or of a version whose
-            options are others.
+        ValueError: the file is damaged, of another network, or of a version whose options are
+            others; or an option must be given.
     """
-    path = Path(path)
-    weights, header = _read_weights(path)
+    found = find(source)
     try:
-        config = Config.from_dict(header["config"])
-        config.model.pretrained = config.model.weights = None
-        names, palette = header["taxonomy"]["names"], header["taxonomy"]["palette"]
-        class_list = ClassList(tuple(names), tuple((r, g, b) for r, g, b in palette))
-        model = build_model(config, len(names))
-    # Options of another version are missing, unknown, of another type or out of range.
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        model = load(PSPNet, found, options)
+    except TypeError as error:
         raise ValueError(
-            f"{path}: not written by this version of pspfast train: {type(error).__name__}: {error}"
+            f"{found.name}: not written by this version of pspfast: {error}"
         ) from error
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit the configuration: {error}") from error
-    return TrainedModel(model.eval(), config, class_list)
+    class_list = class_list_of(model.class_names, model.palette, model.classes)
+    return TrainedModel(model, found.config or _config_of(model, found), class_list)
+
+
+def _config_of(model: PSPNet, found: Found) -> Config:
+    """A configuration of published weights, for what their files say."""
+    options = {name: value for name, value in model.options.items() if name != "classes"}
+    processing = model.preprocessing
+    data = DataConfig(
+        classes=found.class_list or model.classes,
+        labels=found.label_ids,
+        mean=processing.mean,
+        std=processing.std,
+        channel_order=processing.channel_order,
+    )
+    augment = AugmentConfig()
+    if found.crop_size:
+        augment = AugmentConfig(crop_size=found.crop_size)
+    return Config(model=ModelConfig(**options), data=data, augment=augment)
+
+
+def eval_transform(trained: TrainedModel) -> EvalTransform:
+    """What images of files go through before the model sees them.
+
+    Raises:
+        ValueError: the model's images have no three channels.
+    """
+    if trained.model.in_channels != 3:
+        raise ValueError(
+            f"in_channels: expected a model of images with 3 channels, as files have, got one of "
+            f"{trained.model.in_channels}"
+        )
+    processing = trained.model.preprocessing
+    return EvalTransform(processing.mean, processing.std, channel_order=processing.channel_order)

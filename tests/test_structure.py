@@ -12,21 +12,24 @@ COMMANDS = ("training", "evaluation", "prediction")
 
 # What each room of pspfast imports from the others; within itself it may import anything.
 ALLOWED = {
-    "cli": {"demo", *COMMANDS, "recipes", *SHARED, "", "_extension", "backends"},
+    "cli": {"demo", *COMMANDS, "deployment", "recipes", *SHARED, "", "_extension", "backends"},
     "demo": {*COMMANDS, "data", *SHARED},
-    **{command: {"data", "models", "ops", "", *SHARED} for command in COMMANDS},
+    **{command: {"data", "models", "ops", "published", "", *SHARED} for command in COMMANDS},
     # The dependencies of the shared files among themselves have no circle either: see below.
-    **{name: {"data", "models", *SHARED} for name in SHARED},
-    "data": {"files"},
+    **{name: {"data", "models", "published", *SHARED} for name in SHARED},
+    # Files of weights make models, and PSPNet.from_pretrained reads files: inside functions.
+    "published": {"data", "models", "config", "files"},
+    "data": {"files", "published"},
     "recipes": set(),
-    "models": {"ops", "backends", "kernels"},
+    "models": {"ops", "backends", "kernels", "published"},
     "ops": {"backends", "kernels"},
     "backends": {"_extension"},
     "flops": {"backends"},
     "_extension": set(),
     "_source_folder": set(),
     "__main__": {"cli"},
-    "": {"_source_folder", "backends", "flops", "models", "ops"},
+    "deployment": {"models", "ops", "backends", "files"},
+    "": {"_source_folder", "backends", "deployment", "flops", "models", "ops"},
 }
 
 

@@ -39,7 +39,9 @@ def main(args: list[str] | None = None) -> None:
         command = parsed.subcommand
         _run(command, parser.instantiate(parsed)[command])
     except ModuleNotFoundError as error:
-        _fail(f"{error.name} is not installed; pip install 'pspfast[train]' brings what this needs")
+        extra = {"onnx": "export", "onnxscript": "export", "huggingface_hub": "hub"}
+        name = f"pspfast[{extra.get(str(error.name), 'train')}]"
+        _fail(f"{error.name} is not installed; pip install '{name}' brings what this needs")
     except argparse.ArgumentError as error:
         _fail(" ".join(f"{command}: {error}".split()).removeprefix(": "))
     except (ValueError, OSError, FloatingPointError) as error:
@@ -96,6 +98,15 @@ def _run(command: str, options: Namespace) -> None:
             print(f"pspfast: predict: {failure}", file=sys.stderr)
         if predictions.failures:
             sys.exit(1)
+    elif command == "convert":
+        from pspfast.cli.convert import ConvertConfig, convert
+
+        files = options.pop("files")
+        print(convert(files, ConvertConfig(**vars(options))))
+    elif command == "export":
+        from pspfast.cli.export import ExportConfig, export_file
+
+        print(export_file(ExportConfig(**vars(options))))
     elif command == "demo":
         from pspfast.demo.demo import demo
         from pspfast.demo.options import DemoConfig

@@ -60,6 +60,8 @@ def make_parser(recipe: dict[str, Any]) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     from pspfast import config
+    from pspfast.cli.convert import ConvertConfig
+    from pspfast.cli.export import ExportConfig
     from pspfast.demo.options import DemoConfig
     from pspfast.evaluation.options import EvalConfig
     from pspfast.prediction.options import PredictConfig
@@ -138,6 +140,23 @@ def make_parser(recipe: dict[str, Any]) -> ArgumentParser:
         help="Image, folder that is searched for images, pattern like 'a/**/*.jpg', or video",
     )
     predict.add_class_arguments(PredictConfig, skip={"inputs"})
+
+    conversion = add(
+        "convert",
+        "FILE [FILE] [--output FILE] [--OPTION VALUE ...]",
+        "Convert the weights of another PSPNet",
+        "Takes files of semseg, mmsegmentation and pspfast, or CSAIL's encoder and decoder; prints"
+        " what was found and what it follows from.",
+    )
+    conversion.add_argument("files", nargs="+", metavar="FILE", help="Weights; or encoder, decoder")
+    conversion.add_class_arguments(ConvertConfig)
+
+    add(
+        "export",
+        "--checkpoint FILE [--output model.onnx|model.pt2] [--OPTION VALUE ...]",
+        "Export a model for other runtimes",
+        "The file has standard operators only: it runs where pspfast is not installed.",
+    ).add_class_arguments(ExportConfig)
 
     add(
         "demo",

@@ -9,9 +9,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from pspfast.published.preprocessing import IMAGENET, ChannelOrder
+
 # Statistics of ImageNet's RGB values scaled to 0..1, which every published backbone expects.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET.mean, IMAGENET.std
 
 # semseg blurs with OpenCV's 5 by 5 kernel for "sigma 0", the binomial 1 4 6 4 1; 1.1 comes closest.
 BLUR_SIZE, BLUR_SIGMA = 5, 1.1
@@ -23,14 +24,24 @@ Span = tuple[int, int]
 class _Normalized(v2.Transform):
     """What both transforms share: how a padded pixel looks, and the final conversion."""
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], ignore_index: int) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        ignore_index: int,
+        channel_order: ChannelOrder,
+    ) -> None:
         super().__init__()
         if not 0 <= ignore_index <= 255:
             raise ValueError(
                 f"{type(self).__name__}: ignore_index must be a value of an 8-bit label map, "
                 f"0 to 255, got {ignore_index}"
             )
-        self.mean, self.std, self.ignore_index = list(mean), list(std), ignore_index
+        # Of RGB images; the channels are turned round last.
+        self.is_bgr = channel_order == "bgr"
+        order = -1 if self.is_bgr else 1
+        self.mean, self.std = list(mean)[::order], list(std)[::order]
+        self.ignore_index = ignore_index
 
     def _fill(self, inpt: torch.Tensor) -> float | list[float]:
         if isinstance(inpt, tv_tensors.Mask):
@@ -41,7 +52,8 @@ class _Normalized(v2.Transform):
         if isinstance(inpt, tv_tensors.Mask):
             return inpt.as_subclass(torch.Tensor).long()
         scaled = F.to_dtype(inpt, torch.float32, scale=True)
-        return F.normalize(scaled, self.mean, self.std).as_subclass(torch.Tensor)
+        image = F.normalize(scaled, self.mean, self.std).as_subclass(torch.Tensor)
+        return image.flip(-3) if self.is_bgr else image
 
 
 class EvalTransform(_Normalized):
@@ -56,6 +68,7 @@ class EvalTransform(_Normalized):
         size_multiple: pad right and bottom to multiples of this, the image with `mean`, the label
             with `ignore_index`. `None` keeps the size.
         ignore_index: label of padded pixels.
+        channel_order: of `mean`, `std` and the result; images come in RGB.
     """
 
     def __init__(
@@ -64,8 +77,9 @@ class EvalTransform(_Normalized):
         std: Sequence[float] = IMAGENET_STD,
         size_multiple: int | None = None,
         ignore_index: int = 255,
+        channel_order: ChannelOrder = "rgb",
     ) -> None:
-        super().__init__(mean, std, ignore_index)
+        super().__init__(mean, std, ignore_index, channel_order)
         if size_multiple is not None and size_multiple < 1:
             raise ValueError(
                 f"EvalTransform: size_multiple must be positive or None, got {size_multiple}"
@@ -103,6 +117,7 @@ class TrainTransform(_Normalized):
         mean: of each channel, for values scaled to 0..1.
         std: likewise.
         ignore_index: label of uncovered pixels.
+        channel_order: of `mean`, `std` and the result; images come in RGB.
     """
 
     def __init__(
@@ -115,8 +130,9 @@ class TrainTransform(_Normalized):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         ignore_index: int = 255,
+        channel_order: ChannelOrder = "rgb",
     ) -> None:
-        super().__init__(mean, std, ignore_index)
+        super().__init__(mean, std, ignore_index, channel_order)
         check_augmentation("TrainTransform: ", crop_size, scale, rotate, blur, flip)
         self.crop_size, self.scale, self.rotate = crop_size, scale, rotate
         self.blur, self.flip = blur, flip

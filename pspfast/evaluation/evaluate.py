@@ -14,13 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pspfast import __version__
-from pspfast.data import ClassList, EvalTransform, SegmentationDataset
+from pspfast.data import ClassList, SegmentationDataset
 from pspfast.data.usable_samples import UsableSamples
 from pspfast.distributed import bar_disabled, make_accelerator
 from pspfast.evaluation.options import EvalConfig
 from pspfast.files import atomic_open
 from pspfast.labelled_data import choose_label_ids, find_samples, make_loader
-from pspfast.model_files import load_model
+from pspfast.model_files import eval_transform, load_model
 from pspfast.models import PSPNet, optimize_for_inference
 from pspfast.models.multi_scale import SlidingLogits, SlidingProbabilities, WholeImage
 from pspfast.models.windows import Size, semseg_stride
@@ -43,6 +43,7 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, ClassList]:
         OSError: ``options.output`` cannot be a folder; likewise.
     """
     trained = load_model(options.checkpoint)
+    transform = eval_transform(trained)
     classes, ignore_index = trained.class_list.num_classes, trained.config.data.ignore_index
     data = replace(
         trained.config.data,
@@ -51,6 +52,7 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, ClassList]:
         val_labels=options.labels,
         root=options.root,
         source=options.source,
+        labels=options.label_ids or trained.config.data.labels,
     )
     samples, label_ids = find_samples(data, "val", classes), choose_label_ids(data, classes)
     accelerator = make_accelerator(options.precision)
@@ -60,7 +62,7 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, ClassList]:
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)
     loader = make_loader(
-        UsableSamples(SegmentationDataset(samples, EvalTransform(), label_ids=label_ids)),
+        UsableSamples(SegmentationDataset(samples, transform, label_ids=label_ids)),
         [[i] for i in range(accelerator.process_index, len(samples), accelerator.num_processes)],
         options.workers,
     )

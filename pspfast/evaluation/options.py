@@ -13,7 +13,8 @@ class EvalConfig:
     """The model, the labelled images and how an image is labelled."""
 
     checkpoint: str
-    """File of a training run: best.safetensors, final.safetensors or a checkpoint."""
+    """File of a training run: best.safetensors, final.safetensors or a checkpoint; or of semseg or
+    mmsegmentation, a folder of save_pretrained, or a name on the Hub."""
     list: str | None = None
     """List file of the samples, "image label" per line."""
     root: str | None = None
@@ -24,6 +25,8 @@ class EvalConfig:
     """Folder of the labels, with the stems of the images."""
     source: Source | None = None
     """Published data set, unpacked in root, whose validation images are taken; see data.source."""
+    label_ids: Literal["ids", "ade20k", "cityscapes_ids"] | None = None
+    """What label files hold, see data.labels; the default is as in training."""
     protocol: Literal["whole", "slide_logits", "semseg"] = "whole"
     """"whole" labels an image at once, "slide_logits" by windows whose logits are averaged (both
     as mmseg), "semseg" by windows whose probabilities are averaged."""

@@ -70,6 +70,10 @@ class InferencePSPNet(PSPNet):
         self.zoom_factor = model.zoom_factor
         self.use_ppm = model.use_ppm
         self.align_corners = model.align_corners
+        self.output_stride, self.in_channels = model.output_stride, model.in_channels
+        self.preprocessing = model.preprocessing
+        self.class_names, self.palette = model.class_names, model.palette
+        self.aux = None
         self.dtype = dtype
         # A memory_format cannot be saved.
         self.is_channels_last = memory_format == torch.channels_last
@@ -86,7 +90,9 @@ class InferencePSPNet(PSPNet):
             setattr(self, name, FusedStage(*blocks))
         if model.use_ppm:
             self.ppm = FusedPyramidPriors(model.ppm, dtype)
-            self.cls = FusedPyramidHead(model.cls, dtype)
+            priors: Any = model.ppm
+            channels = sum(conv.out_channels for _, conv, *_ in priors.features)
+            self.cls = FusedPyramidHead(model.cls, channels, dtype)
         else:
             head: Any = model.cls
             conv, bn, _, _, classifier = head
@@ -180,13 +186,13 @@ class FusedPyramidHead(nn.Module):
     """:class:`Head` over the pyramid, the weight of its convolution cut in two: for the map and for
     the levels."""
 
-    def __init__(self, head: Any, dtype: torch.dtype) -> None:
+    def __init__(self, head: Any, pyramid_channels: int, dtype: torch.dtype) -> None:
         super().__init__()
         conv, bn, _, _, classifier = head
         self.bins = conv.bins
         self.align_corners = conv.align_corners
         weight, bias = fold_batch_norm(conv, bn)
-        for_map, for_levels = weight.split(conv.in_channels // 2, dim=1)
+        for_map, for_levels = weight.tensor_split([conv.in_channels - pyramid_channels], dim=1)
         self.conv = fused_conv2d_like(conv, for_map, None, False, dtype)
         self.register_buffer("weight", for_levels.to(dtype))
         self.register_buffer("bias", bias.to(dtype))

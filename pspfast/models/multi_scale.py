@@ -71,7 +71,8 @@ class SlidingProbabilities(_MultiScale):
     one by one. The probabilities are resized to the image.
 
     Args:
-        crop: (H, W) of the windows, 8n+1 where the model has ``align_corners``.
+        crop: (H, W) of the windows, sn+1 with s the output stride, 8, where the model has
+            ``align_corners``.
         stride: rows and columns from a window to the next.
         window_batch: number of windows that the model is given at a time, mirrored ones included.
 
@@ -84,10 +85,11 @@ class SlidingProbabilities(_MultiScale):
     window_batch: int
 
     def __post_init__(self) -> None:
-        if self.model.align_corners and any((length - 1) % 8 for length in self.crop):
-            nearest = [8 * max(round((length - 1) / 8), 1) + 1 for length in self.crop]
+        s = self.model.output_stride
+        if self.model.align_corners and any((length - 1) % s for length in self.crop):
+            nearest = [s * max(round((length - 1) / s), 1) + 1 for length in self.crop]
             raise ValueError(
-                "crop_size: expected sizes 8n+1 for a model with align_corners, such as "
+                f"crop_size: expected sizes {s}n+1 for a model with align_corners, such as "
                 f"{nearest}, got {list(self.crop)}"
             )
 

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspfast.backends import is_transformed
-from pspfast.models.pyramid import Head, PyramidConv2d, PyramidPriors
+from pspfast.models.losses import check_target, is_fused, upsampled_loss
+from pspfast.models.pyramid import PyramidConv2d, PyramidPriors, make_head
 from pspfast.models.recompute import recompute_normalized_maps
 from pspfast.models.resnet import (
+    BlockDilation,
     DilatedConv2d,
     Dilation,
     Stem,
-    load_imagenet_weights,
+    check_choice,
     make_backbone,
 )
-from pspfast.ops import upsample_argmax, upsample_cross_entropy
+from pspfast.ops import upsample_argmax
+from pspfast.published.mixin import Pretrained
 
 
-class PSPNet(nn.Module):
-    """Pyramid Scene Parsing Network on a dilated ResNet of output stride 8.
+class PSPNet(Pretrained):
+    """Pyramid Scene Parsing Network on a dilated ResNet.
 
     Constructor names, state_dict keys and shapes, and the forward contract are semseg's; its
     checkpoints load with ``load_state_dict`` once ``module.`` is stripped from their keys.
 
     Args:
         layers: ResNet depth: 18, 34, 50, 101 or 152.
-        bins: b of each pyramid level; their number divides the channels of ``layer4``.
+        bins: b of each pyramid level.
         dropout: probability that ``Dropout2d`` drops a channel before a classifier.
         classes: K, at least 2.
         zoom_factor: 1, 2, 4 or 8; logits come at ``zoom_factor / 8`` of the image's resolution.
@@ -47,6 +48,13 @@ class PSPNet(nn.Module):
         align_corners: of every bilinear interpolation.
         aux_channels: width of the auxiliary head.
         head_channels: width of the head, O.
+        ppm_channels: R, the channels of a pyramid level; the default is those of ``layer4`` over
+            the number of levels, which must divide them then.
+        block_dilation: which 3×3 convolutions of a dilated ResNet-18 or 34 block dilate: ``"both"``
+            or the ``"first"`` (mmseg).
+        output_stride: 8, or 32, where dilated stages stride as well (mmseg's D32).
+        aux: whether there is an auxiliary head; without, its loss is 0.
+        in_channels: of the images.
 
     Raises:
         ValueError: an argument is outside its range, or ``pretrained`` does not fit.
@@ -69,14 +77,28 @@ class PSPNet(nn.Module):
         align_corners: bool = True,
         aux_channels: int = 256,
         head_channels: int = 512,
+        ppm_channels: int | None = None,
+        block_dilation: BlockDilation = "both",
+        output_stride: int = 8,
+        aux: bool = True,
+        in_channels: int = 3,
     ) -> None:
+        given = dict(locals())
         super().__init__()
-        _check_choice("layers", layers, (18, 34, 50, 101, 152))
-        _check_choice("zoom_factor", zoom_factor, (1, 2, 4, 8))
-        _check_choice("stem", stem, ("deep", "deep_narrow", "7x7"))
-        _check_choice("dilation", dilation, ("uniform", "contracted"))
-        if classes < 2:
-            raise ValueError(f"PSPNet: classes: expected at least 2, got {classes}")
+        # Plain values, from which the same network can be made elsewhere.
+        no_options = ("self", "__class__", "criterion", "pretrained")
+        self.options = {name: value for name, value in given.items() if name not in no_options}
+        self.options["bins"] = tuple(bins)
+        # Features of stride 32 are not at any zoomed resolution.
+        zoom_factors = (8,) if output_stride == 32 else (1, 2, 4, 8)
+        check_choice("zoom_factor", zoom_factor, zoom_factors)
+        widths = {"in_channels": in_channels, "head_channels": head_channels}
+        widths |= {"aux_channels": aux_channels}
+        if ppm_channels is not None:
+            widths["ppm_channels"] = ppm_channels
+        for name, got, least in (("classes", classes, 2), *((*item, 1) for item in widths.items())):
+            if got < least:
+                raise ValueError(f"PSPNet: {name}: expected at least {least}, got {got}")
         if pretrained is True:
             raise ValueError(
                 "PSPNet: pretrained: expected False or the path of a file of ImageNet weights, "
@@ -86,26 +108,42 @@ class PSPNet(nn.Module):
         self.zoom_factor = zoom_factor
         self.use_ppm = use_ppm
         self.align_corners = align_corners
+        self.output_stride = output_stride
+        self.in_channels = in_channels
         self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
 
-        stages, channels = make_backbone(layers, stem, dilation)
-        if pretrained:
-            load_imagenet_weights(stages, pretrained)
+        stages, channels = make_backbone(
+            layers,
+            stem,
+            dilation,
+            block_dilation=block_dilation,
+            output_stride=output_stride,
+            in_channels=in_channels,
+        )
         self.layer0, self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        if pretrained:
+            from pspfast.published.families.classifier import load_imagenet_weights
+
+            load_imagenet_weights(stages, pretrained)
 
         conv: nn.Conv2d
         if use_ppm:
-            if not bins or channels % len(bins):
+            if not bins or (ppm_channels is None and channels % len(bins)):
                 raise ValueError(
                     f"PSPNet: bins: expected a number of levels that divides {channels}, "
-                    f"the channels of layer4, got {tuple(bins)}"
+                    f"the channels of layer4, or ppm_channels, got {tuple(bins)}"
                 )
-            self.ppm: nn.Module = PyramidPriors(channels, channels // len(bins), bins)
-            conv = PyramidConv2d(2 * channels, head_channels, 3, bins, align_corners)
+            reduction = ppm_channels or channels // len(bins)
+            self.ppm: nn.Module = PyramidPriors(channels, reduction, bins)
+            fused = channels + len(bins) * reduction
+            conv = PyramidConv2d(fused, head_channels, 3, bins, align_corners)
         else:
             conv = DilatedConv2d(channels, head_channels)
-        self.cls: nn.Module = _head(conv, classes, dropout)
-        self.aux: nn.Module = _head(DilatedConv2d(channels // 2, aux_channels), classes, dropout)
+        self.cls: nn.Module = make_head(conv, classes, dropout)
+        self.aux: nn.Module | None = None
+        if aux:
+            conv = DilatedConv2d(channels // 2, aux_channels)
+            self.aux = make_head(conv, classes, dropout)
 
     def forward(
         self, x: Tensor, y: Tensor | None = None, *, upsample: bool = True
@@ -113,10 +151,10 @@ class PSPNet(nn.Module):
         """Logits in evaluation; labels and losses in training.
 
         Args:
-            x: images ``[N, 3, H, W]``, normalised; any H and W. At sizes 8n+1 the numbers are
-                semseg's, which takes no others. With ``align_corners`` features lie on every eighth
-                pixel only at these sizes: others are padded with zeros, the mean colour, at the
-                bottom and right, and the logits are cropped. Without it nothing is padded.
+            x: images ``[N, in_channels, H, W]``, normalised; any H and W. At sizes 8n+1 the numbers
+                are semseg's, which takes no others. With ``align_corners`` features lie on every
+                eighth pixel only at these sizes: others are padded with zeros, the mean colour, at
+                the bottom and right, and the logits are cropped. Without it nothing is padded.
             y: labels ``[N, h, w]``, needed in training; h = floor((H - 1) z / 8) + 1 with
                 z = ``zoom_factor``, so h = H for the default of 8, and w likewise. Labels of larger
                 images are brought there by ``y[:, :: 8 // z, :: 8 // z]``.
@@ -134,10 +172,10 @@ class PSPNet(nn.Module):
                 shape, or a value that is neither a class nor ``ignore_index``. Values are looked
                 at on the CPU only, where that costs no synchronisation.
         """
-        _check_images("x", x)
+        self._check_images("x", x)
         size = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
         if self.training:
-            self._check_target(x, y, size)
+            check_target(y, (x.shape[0], *size), x, self.zoom_factor, self.classes, self.criterion)
 
         x = self._prepare(x)
         padded = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
@@ -146,22 +184,23 @@ class PSPNet(nn.Module):
             x_aux = self.layer3(x)
             x = self.layer4(x_aux)
             logits = self.cls(x, self.ppm(x)) if self.use_ppm else self.cls(x)
-            aux_logits = self.aux(x_aux) if self.training else None
+            aux_logits = self.aux(x_aux) if self.training and self.aux is not None else None
         if not self.training:
             return self._zoom(logits, padded, size) if upsample else logits
-        assert y is not None and aux_logits is not None
+        assert y is not None
         criterion = self.criterion
-        if (
-            type(criterion) is nn.CrossEntropyLoss
-            and criterion.reduction == "mean"
-            and not y.is_floating_point()
-        ):
-            loss = self._upsample_cross_entropy(criterion, y, padded)
+        if is_fused(criterion, y):
+            loss = upsampled_loss(criterion, y, padded, self.align_corners)
             main_loss, labels = loss(logits, return_argmax=True)
-            return labels[:, : size[0], : size[1]].long(), main_loss, loss(aux_logits)
+            labels = labels[:, : size[0], : size[1]].long()
+            aux_loss = main_loss.new_zeros(()) if aux_logits is None else loss(aux_logits)
+            return labels, main_loss, aux_loss
         logits = self._zoom(logits, padded, size)
-        aux_logits = self._zoom(aux_logits, padded, size)
-        return logits.argmax(1), criterion(logits, y), criterion(aux_logits, y)
+        main_loss = criterion(logits, y)
+        aux_loss = main_loss.new_zeros(())
+        if aux_logits is not None:
+            aux_loss = criterion(self._zoom(aux_logits, padded, size), y)
+        return logits.argmax(1), main_loss, aux_loss
 
     @property
     def classes(self) -> int:
@@ -188,7 +227,7 @@ class PSPNet(nn.Module):
 
     def _predict(self, images: Tensor) -> Tensor:
         """The same in the smallest type for K, of no use to autograd in inference mode."""
-        _check_images("images", images)
+        self._check_images("images", images)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
@@ -213,7 +252,7 @@ class PSPNet(nn.Module):
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pads to a size at which the corners of the features are aligned with pixels."""
-        bottom, right = (-(s - 1) % 8 for s in x.shape[2:])
+        bottom, right = (-(s - 1) % self.output_stride for s in x.shape[2:])
         if not self.align_corners or not (bottom or right):
             return x
         return F.pad(x, (0, right, 0, bottom))
@@ -227,62 +266,12 @@ class PSPNet(nn.Module):
     def _interpolate(self, logits: Tensor, size: list[int]) -> Tensor:
         return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
 
-    def _upsample_cross_entropy(
-        self, criterion: nn.CrossEntropyLoss, y: Tensor, padded: list[int]
-    ) -> Callable[..., Any]:
-        """The criterion as a function of logits at the resolution of the features."""
-        bottom, right = padded[0] - y.shape[1], padded[1] - y.shape[2]
-        if bottom or right:
-            y = F.pad(y, (0, right, 0, bottom), value=criterion.ignore_index)
-        return partial(
-            upsample_cross_entropy,
-            target=y,
-            ignore_index=criterion.ignore_index,
-            align_corners=self.align_corners,
-            weight=criterion.weight,
-            label_smoothing=criterion.label_smoothing,
-        )
-
-    def _check_target(self, x: Tensor, y: Tensor | None, size: list[int]) -> None:
-        """Names wrong labels before the network runs; the loss would do so after all of forward,
-        and it takes labels of any size."""
-        if y is None:
-            raise ValueError("PSPNet: y: expected labels in training mode, got None")
-        ignore = getattr(self.criterion, "ignore_index", None)
-        if ignore is None or y.is_floating_point():
-            return  # not a criterion of class labels, or one of class probabilities
-        expected = (x.shape[0], *size)
-        if tuple(y.shape) != expected:
-            raise ValueError(
-                f"PSPNet: y: expected shape {expected} for images {tuple(x.shape)} and "
-                f"zoom_factor {self.zoom_factor}, got {tuple(y.shape)}"
+    def _check_images(self, name: str, images: Tensor) -> None:
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "PSPNet: torch.jit.trace: TorchScript is not supported; use pspfast.export, or "
+                "torch.export"
             )
-        if y.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        classes = self.classes
-        wrong = y[((y < 0) | (y >= classes)) & (y != ignore)]
-        if wrong.numel():
-            raise ValueError(
-                f"PSPNet: y: expected labels 0 to {classes - 1} or {ignore} (ignored), "
-                f"got {wrong.unique()[:8].tolist()}"
-            )
-
-
-def _head(conv: nn.Conv2d, classes: int, dropout: float) -> Head:
-    return Head(
-        conv,
-        nn.BatchNorm2d(conv.out_channels),
-        nn.ReLU(inplace=True),
-        nn.Dropout2d(p=dropout),
-        nn.Conv2d(conv.out_channels, classes, kernel_size=1),
-    )
-
-
-def _check_images(name: str, images: Tensor) -> None:
-    if images.dim() != 4 or images.shape[1] != 3:
-        raise ValueError(f"PSPNet: {name}: expected [N, 3, H, W], got {tuple(images.shape)}")
-
-
-def _check_choice(name: str, got: object, choices: tuple[object, ...]) -> None:
-    if got not in choices:
-        raise ValueError(f"PSPNet: {name}: expected one of {choices}, got {got!r}")
+        if images.dim() != 4 or images.shape[1] != self.in_channels:
+            expected = f"[N, {self.in_channels}, H, W]"
+            raise ValueError(f"PSPNet: {name}: expected {expected}, got {tuple(images.shape)}")

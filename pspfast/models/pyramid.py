@@ -135,6 +135,17 @@ class PriorLevel(nn.Sequential):
         return norm_relu(input, bn, relu)
 
 
+def make_head(conv: nn.Conv2d, classes: int, dropout: float) -> Head:
+    """A head of a convolution, and a classifier of K classes behind it."""
+    return Head(
+        conv,
+        nn.BatchNorm2d(conv.out_channels),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(p=dropout),
+        nn.Conv2d(conv.out_channels, classes, kernel_size=1),
+    )
+
+
 class PoolUnlessPooled(nn.AdaptiveAvgPool2d):
     """AdaptiveAvgPool2d that returns a map of its output size as it is: there it is the identity.
 

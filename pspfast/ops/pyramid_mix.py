@@ -28,11 +28,11 @@ def pyramid_mix(
     Returns:
         ``[N, S, k, k, O]`` in the type of sums, and ``[O, C, k, k]``.
     """
-    mix = torch.ops.pspfast.pyramid_mix if backend == "cpu" else _by_matmul
+    mix = torch.ops.pspfast.pyramid_mix if backend == "cpu" else mix_by_matmul
     return mix(priors, weight, bins, levels_first)
 
 
-def _by_matmul(
+def mix_by_matmul(
     priors: Tensor, weight: Tensor, bins: Sequence[int], levels_first: bool
 ) -> tuple[Tensor, Tensor]:
     """The mixed priors ``[N, S, k, k, O]``, and the weight's part for the map.
@@ -92,7 +92,7 @@ def _backward(ctx: Any, grad_mixed: Tensor, grad_weight_x: Tensor) -> tuple[Tens
     priors, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
         # The gradients will be differentiated themselves.
-        outputs = _by_matmul(priors, weight, ctx.bins, ctx.levels_first)
+        outputs = mix_by_matmul(priors, weight, ctx.bins, ctx.levels_first)
         grads = torch.autograd.grad(
             outputs, (priors, weight), (grad_mixed, grad_weight_x), create_graph=True
         )

@@ -15,7 +15,8 @@ class PredictConfig:
     inputs: list[str]
     """Image files, folders that are searched for images, patterns like 'a/**/*.jpg', and videos."""
     checkpoint: str
-    """File of a training run: best.safetensors, final.safetensors or a checkpoint."""
+    """File of a training run: best.safetensors, final.safetensors or a checkpoint; or of semseg or
+    mmsegmentation, a folder of save_pretrained, or a name on the Hub."""
     output: str = "predictions"
     """Folder for <stem>_labels.png and so on of each image. Where two have the same stem, images
     keep their folders in it."""

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pspfast.data import EvalTransform, overlay
+from pspfast.data import overlay
 from pspfast.data.search import LeftOut
 from pspfast.labelled_data import choose_label_ids
-from pspfast.model_files import TrainedModel, load_model
-from pspfast.models import PSPNet, optimize_for_inference
+from pspfast.model_files import TrainedModel, eval_transform, load_model
+from pspfast.models import optimize_for_inference
 from pspfast.models.multi_scale import SlidingProbabilities
 from pspfast.models.windows import semseg_stride
 from pspfast.prediction.bands import predict_in_bands
@@ -66,7 +66,7 @@ def predict(options: PredictConfig) -> Predictions:
     videos = [source for source in found.inputs if source.is_video]
     for video in videos:
         check_video_support(video.path)
-    segmenter = _Segmenter(trained.model, options, PartialState().device)
+    segmenter = _Segmenter(trained, options, PartialState().device)
     predictions = Predictions(
         ClassShares(trained.class_list.names), left_out=found.left_out, failures=found.failures
     )
@@ -83,10 +83,10 @@ def predict(options: PredictConfig) -> Predictions:
 class _Segmenter:
     """Images of one size ``[3, H, W]``, uint8 on the host, to labels ``[H, W]`` likewise."""
 
-    def __init__(self, model: PSPNet, options: PredictConfig, device: torch.device) -> None:
+    def __init__(self, trained: TrainedModel, options: PredictConfig, device: torch.device) -> None:
         self.device = device
-        self.transform = EvalTransform()
-        self.model = optimize_for_inference(model.to(device))
+        self.transform = eval_transform(trained)
+        self.model = optimize_for_inference(trained.model.to(device))
         self.windows: SlidingProbabilities | None = None
         if options.crop_size:
             self.windows = SlidingProbabilities(

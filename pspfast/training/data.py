@@ -14,6 +14,11 @@ from pspfast.labelled_data import choose_label_ids, find_samples
 
 def make_train_set(config: Config, classes: int) -> SegmentationDataset:
     """The training samples with their augmentation; raises as ``find_samples``."""
+    if config.model.in_channels != 3:
+        raise ValueError(
+            "model.in_channels: expected 3, the channels of images in files, got "
+            f"{config.model.in_channels}"
+        )
     samples = find_samples(config.data, "train", classes)
     if not samples:
         raise ValueError(
@@ -32,7 +37,13 @@ def make_train_set(config: Config, classes: int) -> SegmentationDataset:
 
 def make_train_transform(config: Config) -> TrainTransform:
     """The augmentation of a configuration."""
-    return TrainTransform(**vars(config.augment), ignore_index=config.data.ignore_index)
+    return TrainTransform(
+        **vars(config.augment),
+        ignore_index=config.data.ignore_index,
+        mean=config.data.mean,
+        std=config.data.std,
+        channel_order=config.data.channel_order,
+    )
 
 
 def make_val_set(data: DataConfig, classes: int) -> SegmentationDataset | None:
@@ -40,7 +51,8 @@ def make_val_set(data: DataConfig, classes: int) -> SegmentationDataset | None:
     samples = find_samples(data, "val", classes)
     if not samples:
         return None
-    return SegmentationDataset(samples, EvalTransform(), label_ids=choose_label_ids(data, classes))
+    transform = EvalTransform(data.mean, data.std, channel_order=data.channel_order)
+    return SegmentationDataset(samples, transform, label_ids=choose_label_ids(data, classes))
 
 
 def steps_per_epoch(dataset: SeededDataset, options: TrainConfig, world_size: int) -> int:

@@ -16,8 +16,8 @@ def make_optimizer(model: PSPNet, options: TrainConfig) -> SGD:
     """SGD with one group for each stage and head; heads learn ``head_lr_factor`` times as fast."""
     groups = []
     for name in STAGES + HEADS:
-        if name == "ppm" and not model.use_ppm:
-            continue
+        if getattr(model, name, None) is None:
+            continue  # a network without pyramid or auxiliary head
         factor = options.head_lr_factor if name in HEADS else 1.0
         parameters = list(getattr(model, name).parameters())
         groups.append({"name": name, "params": parameters, "lr": options.lr * factor})

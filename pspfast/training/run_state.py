@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pspfast.config import Config, ModelConfig
 from pspfast.data import ClassList
 from pspfast.distributed import on_main
-from pspfast.model_files import build_model, describe_class_list
+from pspfast.model_files import build_model
 from pspfast.models import PSPNet
+from pspfast.published.own import describe_class_list
 from pspfast.training.activation_checkpointing import (
     checkpoint_activations,
     residual_blocks,
@@ -74,6 +75,8 @@ class RunState:
             # The checkpoint holds what these files gave, and they may be gone.
             start = replace(config, model=replace(config.model, pretrained=None, weights=None))
         model = build_model(start, class_list.num_classes)
+        if options.freeze_backbone:
+            model.freeze_backbone()
         set_seed(options.seed, device_specific=True)
         self.bare_model = _prepare(model, config, accelerator)
         optimizer = make_optimizer(self.bare_model, options)

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -81,10 +80,9 @@ def test_broken_pretrained_files_are_named(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"state_dict": 3}, tmp_path / "number.pth")
     torch.save({"epoch": 3, **weights}, tmp_path / "mixed.pth")
-    torch.save({"state_dict": weights, "acc": np.float64(3)}, tmp_path / "numpy.pth")
     for path in tmp_path.iterdir():
         if path.name != "whole.pth":
-            with pytest.raises(ValueError, match=rf"^PSPNet: pretrained: {path} "):
+            with pytest.raises(ValueError, match=rf"^PSPNet: pretrained: {path}:? "):
                 PSPNet(18, stem="7x7", pretrained=path)
 
 

@@ -19,18 +19,22 @@ class FunctionalPSPNet:
     zoom_factor: int = 8
     align_corners: bool = True
     contracted: bool = False
+    only_first_dilates: bool = False
+    output_stride: int = 8
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the main and of the auxiliary head."""
         height, width = x.shape[2:]
         if self.align_corners:
-            while x.shape[2] % 8 != 1:
+            while x.shape[2] % self.output_stride != 1:
                 x = torch.cat([x, torch.zeros_like(x[:, :, :1])], 2)
-            while x.shape[3] % 8 != 1:
+            while x.shape[3] % self.output_stride != 1:
                 x = torch.cat([x, torch.zeros_like(x[:, :, :, :1])], 3)
         size = [(s - 1) * self.zoom_factor // 8 + 1 for s in x.shape[2:]]
         x = self.stem(x)
-        for stage, (stride, dilation) in enumerate([(1, 1), (2, 1), (1, 2), (1, 4)], start=1):
+        last = 1 if self.output_stride == 8 else 2
+        strides = [(1, 1), (2, 1), (last, 2), (last, 4)]
+        for stage, (stride, dilation) in enumerate(strides, start=1):
             x_aux, x = x, self.stage(x, f"layer{stage}", stride, dilation)
         if self.use_ppm:
             maps = [x]
@@ -39,7 +43,9 @@ class FunctionalPSPNet:
                 prior = F.relu(self.conv_bn(pooled, f"ppm.features.{i}.1", f"ppm.features.{i}.2"))
                 maps.append(self.resize(prior, x.shape[2:]))
             x = torch.cat(maps, 1)
-        logits = self.head(x, "cls"), self.head(x_aux, "aux")
+        # Without an auxiliary head its logits are those of the head.
+        main = self.head(x, "cls")
+        logits = main, self.head(x_aux, "aux") if "aux.0.weight" in self.state else main
         if self.zoom_factor != 1:
             logits = self.resize(logits[0], size), self.resize(logits[1], size)
         h, w = ((s - 1) * self.zoom_factor // 8 + 1 for s in (height, width))
@@ -68,7 +74,8 @@ class FunctionalPSPNet:
             else:
                 x = self.conv_bn(x, f"{prefix}.conv1", f"{prefix}.bn1", s, first, first)
                 x = F.relu(x)
-                x = self.conv_bn(x, f"{prefix}.conv2", f"{prefix}.bn2", 1, dilation, dilation)
+                second = 1 if self.only_first_dilates else dilation
+                x = self.conv_bn(x, f"{prefix}.conv2", f"{prefix}.bn2", 1, second, second)
             x = F.relu(x + shortcut)
             block += 1
         return x

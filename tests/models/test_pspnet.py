@@ -4,27 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from functional_pspnet import FunctionalPSPNet
+from randomised import randomised, relative_difference
 from torch import Tensor, nn
 
 from pspfast import PSPNet
 
 # The smallest network, for what does not depend on size.
 TINY = {"layers": 18, "stem": "7x7", "head_channels": 8, "aux_channels": 8, "dropout": 0.0}
-
-
-def random_statistics(model: nn.Module) -> nn.Module:
-    """Running statistics and affine parameters that differ from the identity."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.8, 1.2)
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-    return model
-
-
-def relative_difference(got: Tensor, expected: Tensor) -> float:
-    return ((got.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 def double(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -80,7 +66,7 @@ def test_parameter_count(layers: int, classes: int, parameters: int) -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("use_ppm", [True, False])
 def test_resnet50_gives_semsegs_numbers(use_ppm: bool, memory_format: torch.memory_format) -> None:
-    model = random_statistics(PSPNet(50, classes=7, use_ppm=use_ppm, dropout=0.0))
+    model = randomised(PSPNet(50, classes=7, use_ppm=use_ppm, dropout=0.0))
     model = model.to(memory_format=memory_format)
     x = torch.randn(2, 3, 57, 73).contiguous(memory_format=memory_format)
     oracle = FunctionalPSPNet(double(model.state_dict()), use_ppm=use_ppm)
@@ -91,7 +77,7 @@ def test_resnet50_gives_semsegs_numbers(use_ppm: bool, memory_format: torch.memo
 @pytest.mark.parametrize("zoom_factor", [1, 2, 4, 8])
 @pytest.mark.parametrize("use_ppm", [True, False])
 def test_training_gives_semsegs_numbers(use_ppm: bool, zoom_factor: int) -> None:
-    model = random_statistics(PSPNet(classes=5, use_ppm=use_ppm, zoom_factor=zoom_factor, **TINY))
+    model = randomised(PSPNet(classes=5, use_ppm=use_ppm, zoom_factor=zoom_factor, **TINY))
     x = torch.randn(2, 3, 49, 65)
     y = torch.randint(0, 5, (2, 6 * zoom_factor + 1, 8 * zoom_factor + 1))
     y[0, :2] = 255
@@ -106,7 +92,7 @@ def test_training_gives_semsegs_numbers(use_ppm: bool, zoom_factor: int) -> None
     assert (labels == logits.argmax(1)).double().mean() > 0.999
     main_loss.backward()
 
-    model = random_statistics(model).eval()
+    model = randomised(model).eval()
     oracle = FunctionalPSPNet(double(model.state_dict()), use_ppm=use_ppm, zoom_factor=zoom_factor)
     got = model(x)
     assert got.shape[2:] == y.shape[1:]
@@ -129,7 +115,7 @@ def test_training_gives_semsegs_numbers(use_ppm: bool, zoom_factor: int) -> None
 )
 @pytest.mark.parametrize("size", [(41, 57), (40, 50), (9, 131)])
 def test_variants_at_any_size(options: dict[str, Any], size: tuple[int, int]) -> None:
-    model = random_statistics(PSPNet(classes=3, **{**TINY, **options})).eval()
+    model = randomised(PSPNet(classes=3, **{**TINY, **options})).eval()
     x = torch.randn(1, 3, *size)
     oracle = FunctionalPSPNet(
         double(model.state_dict()),
@@ -146,7 +132,7 @@ def test_variants_at_any_size(options: dict[str, Any], size: tuple[int, int]) ->
 @pytest.mark.parametrize("zoom_factor", [1, 8])
 def test_features_stay_on_their_pixels_at_any_size(zoom_factor: int) -> None:
     """The logits of an image are those of the image on a larger canvas of the mean colour."""
-    model = random_statistics(PSPNet(classes=3, zoom_factor=zoom_factor, **TINY)).eval()
+    model = randomised(PSPNet(classes=3, zoom_factor=zoom_factor, **TINY)).eval()
     image = torch.randn(1, 3, 42, 55)
     canvas = F.pad(image, (0, 2, 0, 7))
     logits, expected = model(image), model(canvas)
@@ -194,7 +180,7 @@ class OrdinaryCrossEntropy(nn.CrossEntropyLoss):
 )
 def test_fused_loss_equals_the_criterion(options: dict[str, Any], size: tuple[int, int]) -> None:
     criterion = {"ignore_index": 2, "label_smoothing": 0.1, "weight": torch.tensor([1, 2, 1, 0.5])}
-    model = random_statistics(PSPNet(classes=4, **{**TINY, **options})).double()
+    model = randomised(PSPNet(classes=4, **{**TINY, **options})).double()
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     zoom = options.get("zoom_factor", 8)
     y = torch.randint(0, 4, (2, *((s - 1) * zoom // 8 + 1 for s in size)))
@@ -227,7 +213,7 @@ def test_training_makes_no_logits_of_the_size_of_the_image() -> None:
 
 
 def test_logits_at_the_resolution_of_the_features() -> None:
-    model = random_statistics(PSPNet(classes=3, **TINY)).eval()
+    model = randomised(PSPNet(classes=3, **TINY)).eval()
     x = torch.randn(1, 3, 41, 57)
     logits = model(x, upsample=False)
     assert logits.shape == (1, 3, 6, 8)
@@ -237,7 +223,7 @@ def test_logits_at_the_resolution_of_the_features() -> None:
 
 @pytest.mark.parametrize("zoom_factor", [1, 8])
 def test_predict_keeps_size_and_modes(zoom_factor: int) -> None:
-    model = random_statistics(PSPNet(classes=3, zoom_factor=zoom_factor, **TINY)).train()
+    model = randomised(PSPNet(classes=3, zoom_factor=zoom_factor, **TINY)).train()
     model.layer1.eval()  # frozen
     images = torch.randn(2, 3, 37, 50)
     labels = model.predict(images)
@@ -252,7 +238,7 @@ def test_predict_keeps_size_and_modes(zoom_factor: int) -> None:
 
 
 def test_compiles_without_graph_break() -> None:
-    model = random_statistics(PSPNet(classes=3, **TINY)).eval()
+    model = randomised(PSPNet(classes=3, **TINY)).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(1, 3, 33, 41)
     torch.testing.assert_close(compiled(x), model(x))

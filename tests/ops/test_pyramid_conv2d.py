@@ -219,8 +219,8 @@ def test_mixed_priors_are_not_rounded_to_the_maps_type(dtype: torch.dtype, autoc
     """As a GPU computes them, by products of matrices."""
     priors, weight = torch.randn(2, 7, 50).to(dtype), torch.randn(5, 11 + 4 * 7, 3, 3).to(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        mixed, weight_x = pyramid_mix._by_matmul(priors, weight, BINS, False)
-    exact, _ = pyramid_mix._by_matmul(priors.double(), weight.double(), BINS, False)
+        mixed, weight_x = pyramid_mix.mix_by_matmul(priors, weight, BINS, False)
+    exact, _ = pyramid_mix.mix_by_matmul(priors.double(), weight.double(), BINS, False)
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed.double(), exact, rtol=1e-5, atol=1e-5)
     assert torch.equal(weight_x, weight[:, :11])

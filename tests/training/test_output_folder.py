@@ -163,7 +163,7 @@ def test_classifiers_of_other_classes_start_anew(config: Config, finished_run: P
         model=replace(config.model, weights=str(trained)),
         data=replace(config.data, classes=4),
     )
-    with pytest.warns(UserWarning, match=r"has 3 classes, this run 4: the classifiers start anew"):
+    with pytest.warns(UserWarning, match=r"has 3 classes, this network 4: layers that start anew"):
         train(variant(config, epochs=1, lr=0.0))
     folder = Path(config.train.output)
     got, expected = (

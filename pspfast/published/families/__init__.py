@@ -1,0 +1,1 @@
+"""How each published family names its weights, and what its weights do not tell."""
