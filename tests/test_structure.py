@@ -20,6 +20,7 @@ ALLOWED = {
     "data": {"files"},
     "recipes": set(),
     "models": {"ops", "backends", "kernels"},
+    "rewrite": {"ops", "backends", "flops"},
     "ops": {"backends", "kernels"},
     "backends": {"_extension"},
     "flops": {"backends"},
