@@ -155,13 +155,19 @@ def test_channels_last() -> None:
         same(compiled(x), model(x), 1e-5)
 
 
-def test_distributed_data_parallel(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Several buckets, for each of which Dynamo compiles a graph.
-    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
+@pytest.mark.parametrize("is_split", [False, True])
+def test_distributed_data_parallel(
+    is_split: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_split:
+        # Several buckets, for each of which Dynamo compiles a graph.
+        monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = Network().double()
-        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model), bucket_cap_mb=0.06)
+        wrapped = nn.parallel.DistributedDataParallel(
+            copy.deepcopy(model), bucket_cap_mb=0.01 if is_split else 25
+        )
         compiled, report = rewritten(wrapped)
         x = image(dtype=torch.float64)
         ours, eager = compiled(x), model(x)
@@ -169,7 +175,8 @@ def test_distributed_data_parallel(tmp_path: Any, monkeypatch: pytest.MonkeyPatc
         eager.square().mean().backward()
         gradients = [[p.grad for p in m.parameters()] for m in (wrapped, model)]
         same([ours.detach(), gradients[0]], [eager.detach(), gradients[1]], 1e-10)
-        assert "upsample_concat_conv2d" in rules(report)
+        # A rule sees what is in one graph.
+        assert ("upsample_concat_conv2d" in rules(report)) is not is_split
     finally:
         dist.destroy_process_group()
 
