@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from pspfast.ops.common.checks import format_of
 from pspfast.rewrite import facts
+from pspfast.rewrite.derived import DERIVED
 from pspfast.rewrite.facts import aten, difference, storages, value
 from pspfast.rewrite.functional import make_functional, remove_nothings
 from pspfast.rewrite.report import Report
@@ -100,6 +101,27 @@ class Graph:
         node.meta["val"] = result
         return node
 
+    def derive(self, before: fx.Node, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """:meth:`insert` for what is computed from weights alone, in inference: once, and again
+        when one of them changes.
+
+        Raises:
+            Unfit: an argument is computed in the graph, or written to.
+        """
+        for node in _nodes(args):
+            if not self.is_weight(node):
+                raise Unfit(f"{node.name} is no weight, or one that changes")
+        node = self.insert(before, function, *args)
+        node.meta[DERIVED] = True
+        return node
+
+    def is_weight(self, node: fx.Node) -> bool:
+        """Whether a node is an input that nobody here writes to, or derived from such."""
+        if node.op != "placeholder":
+            return DERIVED in node.meta
+        memory = storages(node)
+        return not any(written is None or written & memory for _, written in self._writes)
+
     def size_of(self, before: fx.Node, node: fx.Node) -> list[Any]:
         """H and W of a map: numbers, or new nodes in front of ``before`` where they are symbols."""
         return [
@@ -124,7 +146,8 @@ class Graph:
         matched = sorted(set(matched))
         root = matched[-1]
         new = self.insert(root, function, *args, **kwargs)
-        if reason := self._hazard(matched) or difference(value(root), value(new)):
+        self.check_movable(matched)
+        if reason := difference(value(root), value(new)):
             raise Unfit(reason)
         if isinstance(value(root), torch.Tensor) and value(root).dim() == 4:
             # What follows may ask for the memory format.
@@ -141,7 +164,8 @@ class Graph:
             Unfit: it is another in shape, dtype or device, or one is written to, or the node's
                 tensor is returned, which then would be the source's.
         """
-        if reason := self._hazard([node]) or difference(value(node), value(source)):
+        self.check_movable([node])
+        if reason := difference(value(node), value(source)):
             raise Unfit(reason)
         memory = storages(node) | storages(source)
         if any(written is None or written & memory for _, written in self._writes):
@@ -157,6 +181,9 @@ class Graph:
         if inserted:
             # Views of the root are known by its storage.
             new.meta["val"] = value(root)
+            for node, written in list(self._writes):
+                if node in gone:
+                    self._writes.append((new, written))
         for node in inserted:
             self._regions[node] = self._regions[root]
         root.replace_all_uses_with(new)
@@ -167,21 +194,29 @@ class Graph:
     def _inserted(self) -> list[fx.Node]:
         return [node for node in self.module.graph.nodes if node not in self._regions]
 
-    def _hazard(self, matched: Sequence[fx.Node]) -> str | None:
-        """Why what ``matched`` computes cannot be computed at the place of its last node, where
-        its inputs are read later; None if it can."""
+    def check_movable(self, matched: Iterable[fx.Node]) -> None:
+        """What ``matched`` computes can be computed at the place of any of them.
+
+        Raises:
+            Unfit: autocast or the grad mode is another there, or a tensor that they read is written
+                to in between.
+        """
+        matched = sorted(matched)
         first, last = matched[0], matched[-1]
         if len({self._regions[node] for node in matched}) > 1:
-            return "autocast or the grad mode changes within"
+            raise Unfit("autocast or the grad mode changes within")
         if last in self._in_autocast:
-            return "it lies in an autocast region of the model"
+            raise Unfit("it lies in an autocast region of the model")
         read: set[int] = set()
         for node in (*matched, *pytree.tree_leaves([n.all_input_nodes for n in matched])):
             read |= storages(node)
         for node, written in self._writes:
             if first <= node < last and (written is None or written & read):
-                return f"{facts.name_of(node)} writes into a tensor of it"
-        return None
+                raise Unfit(f"{facts.name_of(node)} writes into a tensor of it")
+
+
+def _nodes(arguments: Any) -> list[fx.Node]:
+    return [a for a in pytree.tree_leaves(arguments) if isinstance(a, fx.Node)]
 
 
 def _gone_with(root: fx.Node, matched: Sequence[fx.Node]) -> list[fx.Node]:
