@@ -9,6 +9,7 @@ __path__ = built_path(__path__)
 from pspfast import flops, ops
 from pspfast.backends import backend
 from pspfast.models import PSPNet, optimize_for_inference
+from pspfast.rewrite.explain import explain
 
 __version__ = version("pspfast")
-__all__ = ["PSPNet", "backend", "flops", "ops", "optimize_for_inference"]
+__all__ = ["PSPNet", "backend", "explain", "flops", "ops", "optimize_for_inference"]

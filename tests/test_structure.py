@@ -27,7 +27,7 @@ ALLOWED = {
     "_extension": set(),
     "_source_folder": set(),
     "__main__": {"cli"},
-    "": {"_source_folder", "backends", "flops", "models", "ops"},
+    "": {"_source_folder", "backends", "flops", "models", "ops", "rewrite"},
 }
 
 

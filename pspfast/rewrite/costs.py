@@ -41,7 +41,7 @@ class _Counter(TorchDispatchMode):
         packet = func._overloadpacket
         if packet in flop_registry:
             self.flops += hint(flop_registry[packet](*args, **kwargs, out_val=out))
-        if not func.is_view:
+        if not func.is_view and func.namespace != "prim":
             self.bytes += _bytes((args, kwargs, out))
         return out
 

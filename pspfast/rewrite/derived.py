@@ -16,8 +16,11 @@ DERIVED = "pspfast_derived"
 
 class Derived:
     """Calls ``module`` on some of the inputs of a compiled graph, if one of them has changed since
-    the last call: it is another tensor, lies elsewhere, or was written to, which torch counts in
-    its version."""
+    the last call: it is another tensor, lies elsewhere, or was written to.
+
+    Writes are counted by torch in a tensor's version, but not those of BatchNorm to its running
+    statistics: buffers of one axis are compared number by number.
+    """
 
     def __init__(self, module: fx.GraphModule, positions: Sequence[int]) -> None:
         self._module = module
@@ -43,12 +46,19 @@ class Derived:
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    return weakref.ref(tensor), tensor._version, tensor.data_ptr(), tensor.stride()
+    is_statistic = tensor.dim() == 1 and not isinstance(tensor, torch.nn.Parameter)
+    numbers = tensor.clone() if is_statistic else None
+    return weakref.ref(tensor), tensor._version, tensor.data_ptr(), tensor.stride(), numbers
 
 
 def _is_unchanged(state: tuple[Any, ...], tensor: Tensor) -> bool:
-    reference, *rest = state
-    return reference() is tensor and rest == [tensor._version, tensor.data_ptr(), tensor.stride()]
+    reference, *rest, numbers = state
+    is_same = reference() is tensor and rest == [
+        tensor._version,
+        tensor.data_ptr(),
+        tensor.stride(),
+    ]
+    return is_same and (numbers is None or torch.equal(numbers, tensor))
 
 
 def lift_derived(module: fx.GraphModule) -> Derived | None:

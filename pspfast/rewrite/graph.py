@@ -211,7 +211,9 @@ class Graph:
         for node in (*matched, *pytree.tree_leaves([n.all_input_nodes for n in matched])):
             read |= storages(node)
         for node, written in self._writes:
-            if first <= node < last and (written is None or written & read):
+            # What a rule matched it knows to write, as BatchNorm's statistics.
+            is_between = first < node < last and node not in matched
+            if is_between and (written is None or written & read):
                 raise Unfit(f"{facts.name_of(node)} writes into a tensor of it")
 
 

@@ -3,14 +3,14 @@ added where the convolution writes its result.
 
     relu(batch_norm(conv(x, W, b)) + residual) = relu(conv(x, s W, s (b - μ) + β) + residual)
 
-with s = γ / sqrt(σ² + ε), computed in float64, and again when a weight changes. A 3×3 convolution is
-Winograd's where that is faster, its weight transformed once; others are oneDNN's with an epilogue, for
-channels_last maps. Where neither is there, BatchNorm is folded and the rest stays.
+with s = γ / sqrt(σ² + ε), computed in float64, and again when a weight changes. A 3×3 convolution
+is Winograd's where that is faster, its weight transformed once; others are oneDNN's with an
+epilogue, for channels_last maps. Where neither is there, BatchNorm is folded and the rest stays.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -33,13 +33,15 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
         return
     is_fusion = node.target is upsample_concat_conv2d
     if is_fusion:
-        weight, bias = node.args[1], node.kwargs["bias"]
+        weight, bias = cast(fx.Node, node.args[1]), node.kwargs["bias"]
         if node.kwargs.get("relu"):
             return
     else:
         named = arguments(node)
         weight, bias = named["weight"], named["bias"]
-    if value(node).dim() != 4:
+    if value(node).dim() != 4 or value(node).device.type != "cpu":
+        # BatchNorm writes to its running statistics without a trace in their versions, and they
+        # cannot be compared on a GPU without waiting for it. Inductor has epilogues there.
         return
     gone = [node]
     user = only_user(node)
@@ -62,7 +64,14 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
         if rest.nodes and _onednn_takes(node):
             matched = [*gone, *rest.nodes]
             graph.replace(
-                NAME, matched, onednn_conv2d, named["input"], weight, bias, *sizes, rest.residual,
+                NAME,
+                matched,
+                torch.ops.pspfast.onednn_conv2d.default,
+                named["input"],
+                weight,
+                bias,
+                *sizes,
+                rest.residual,
                 rest.relu,
             )
         elif len(gone) > 1:
@@ -80,7 +89,9 @@ def _folded(
         raise Unfit("its BatchNorm has another dtype")
     return (
         graph.derive(node, folded_weight, weight, var, named["weight"], eps),
-        graph.derive(node, folded_bias, bias, mean, var, named["weight"], named["bias"], eps, weight),
+        graph.derive(
+            node, folded_bias, bias, mean, var, named["weight"], named["bias"], eps, weight
+        ),
     )
 
 
@@ -100,7 +111,7 @@ def _winograd_dilation(node: fx.Node) -> int | None:
     """Where Winograd's algorithm is faster with a weight that is transformed already: for these
     channels on a large map, and its tiles of 4×4 are more than half full on this one."""
     d = winograd_dilation(node)
-    x, out = value(node.args[0]), value(node)  # type: ignore[arg-type]
+    x, out = value(arguments(node)["input"]), value(node)
     if d is None or x.device.type != "cpu" or backends.default("cpu") != "cpu":
         return None
     if out.dtype == torch.float64 or min(hint(x.shape[2]), hint(x.shape[3])) < 3 * d:
@@ -120,6 +131,7 @@ def _onednn_takes(node: fx.Node) -> bool:
     )
 
 
+@torch.library.custom_op("pspfast::onednn_conv2d", mutates_args=())
 def onednn_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -131,8 +143,9 @@ def onednn_conv2d(
     residual: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    """``relu(conv2d(x, …) + residual)``, channels_last."""
-    # oneDNN's operators take a size for each axis.
+    """``relu(conv2d(x, …) + residual)``, channels_last: torch's operators of oneDNN, of which it
+    has no fakes."""
+    # They take a size for each axis.
     sizes = [list(s) * (2 // len(s)) for s in (padding, stride, dilation)]
     unary = "relu" if relu else "none"
     op = torch.ops.mkldnn._convolution_pointwise
@@ -140,8 +153,24 @@ def onednn_conv2d(
     if residual is None:
         return op.default(x, weight, bias, *sizes, groups, unary, [], "")
     residual = residual.contiguous(memory_format=torch.channels_last)
-    last = (groups, "add", 1.0, unary if relu else None, [], None)
+    last: tuple[Any, ...] = (groups, "add", 1.0, "relu" if relu else None, [], None)
     return op.binary(x, residual, weight, bias, *sizes, *last)
+
+
+@onednn_conv2d.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    out = torch.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return out.contiguous(memory_format=torch.channels_last)
 
 
 def winograd_weight(weight: Tensor) -> Tensor:

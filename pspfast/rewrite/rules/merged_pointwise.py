@@ -3,8 +3,8 @@
     W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2)
 
 For C to D to O channels that is C O instead of C D + D O a pixel. The second is a convolution over
-upsampled and concatenated maps (``upsample_concat_conv2d`` with k = 1), the first, on a map of it, a
-linear layer of tokens or a 1×1 convolution: SegFormer's ``linear_c`` and its share of
+upsampled and concatenated maps (``upsample_concat_conv2d`` with k = 1), the first, on a map of it,
+a linear layer of tokens or a 1×1 convolution: SegFormer's ``linear_c`` and its share of
 ``linear_fuse``. The weights of an interpolation add up to 1, so b1 passes through it.
 
 The products are computed in float64, and again when a weight changes.
@@ -39,9 +39,9 @@ class _Layer(NamedTuple):
 
 def rewrite(graph: Graph, node: fx.Node) -> None:
     """Rule: 1×1 layers in front of the maps of a 1×1 fusion."""
-    maps, weight, size = node.args
+    call: tuple[Any, ...] = node.args
+    maps, weight, size = call
     bias = node.kwargs["bias"]
-    assert isinstance(weight, fx.Node) and isinstance(maps, list | tuple)
     out_channels, _, k, _ = value(weight).shape
     layers = [_layer(m) if k == 1 and only_user(m) is node else None for m in maps]
     layers = [_if_it_pays(layer, out_channels) for layer in layers]
@@ -68,18 +68,19 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
 def _layer(node: fx.Node) -> _Layer | None:
     conv = convolution(node)
     if conv is not None:
-        return _Layer([node], conv.x, conv.weight, conv.bias, None) if conv.kernel_size == 1 else None
+        return (
+            _Layer([node], conv.x, conv.weight, conv.bias, None) if conv.kernel_size == 1 else None
+        )
     if node.target not in (aten.reshape.default, aten.view.default):
         return None
-    rows = node.args[0]
-    assert isinstance(rows, fx.Node)
-    linear = rows.args[0] if _swaps_last_two(rows) else None
-    if not isinstance(linear, fx.Node) or linear.target is not aten.linear.default:
+    call: tuple[Any, ...] = node.args
+    rows, size = call[0], list(call[1])
+    linear: Any = rows.args[0] if _swaps_last_two(rows) else None
+    if linear is None or linear.target is not aten.linear.default:
         return None
-    size = list(node.args[1])  # type: ignore[arg-type]
     channels = value(linear).shape[-1]
     is_map = len(size) == 4 and value(linear).dim() == 3 and value(node).shape[1] == channels
-    is_alone = only_user(linear) is rows and only_user(rows) is node
+    is_alone = len(linear.users) == len(rows.users) == 1
     if not is_map or not is_alone:
         return None
     named = arguments(linear)
@@ -87,9 +88,10 @@ def _layer(node: fx.Node) -> _Layer | None:
 
 
 def _swaps_last_two(node: fx.Node) -> bool:
+    call: tuple[Any, ...] = node.args
     if node.target is aten.permute.default:
-        return list(node.args[1]) == [0, 2, 1]  # type: ignore[arg-type]
-    return node.target is aten.transpose.int and {d % 3 for d in node.args[1:]} == {1, 2}  # type: ignore[operator]
+        return list(call[1]) == [0, 2, 1]
+    return node.target is aten.transpose.int and {d % 3 for d in call[1:]} == {1, 2}
 
 
 def _if_it_pays(layer: _Layer | None, out_channels: int) -> _Layer | None:
