@@ -177,7 +177,8 @@ class Graph:
 
     def _put(self, rule: str, root: fx.Node, new: fx.Node, gone: Sequence[fx.Node]) -> None:
         inserted = self._inserted()
-        self.report.applied(self.mode, rule, root, gone, inserted)
+        every_time = [n for n in inserted if DERIVED not in n.meta]
+        self.report.applied(self.mode, rule, root, gone, every_time)
         if inserted:
             # Views of the root are known by its storage.
             new.meta["val"] = value(root)

@@ -271,6 +271,19 @@ def test_layers_in_a_row() -> None:
     assert rules(report) == ["upsample_concat_conv2d", "merged_pointwise"]
 
 
+def test_layers_in_a_row_before_a_batch_norm() -> None:
+    class Decoder(Fused):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(12)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.norm(super().forward(a, b)).relu()
+
+    applied = inference(with_statistics(Decoder()), map_(8), map_(8, (5, 6)))
+    assert applied == ["upsample_concat_conv2d", "merged_pointwise", "folded_conv2d"]
+
+
 def test_layers_in_a_row_that_are_cheaper_apart_stay() -> None:
     report = check(Fused(4), map_(8), map_(8, (5, 6)))
     assert rules(report) == ["upsample_concat_conv2d"]

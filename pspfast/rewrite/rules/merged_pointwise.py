@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from pspfast.ops import upsample_concat_conv2d
+from pspfast.ops.common.checks import format_of
 from pspfast.rewrite.facts import arguments, aten, value
 from pspfast.rewrite.graph import Graph, Unfit
 from pspfast.rewrite.rules.chains import only_user
@@ -102,12 +103,17 @@ def _if_it_pays(layer: _Layer | None, out_channels: int) -> _Layer | None:
 
 
 def _source(graph: Graph, node: fx.Node, layer: _Layer) -> fx.Node:
-    """The map that the layer reads."""
-    if layer.size is None:
-        return layer.x
-    rows = graph.insert(node, aten.transpose.int, layer.x, 1, 2)
-    size = [layer.size[0], value(layer.x).shape[2], *layer.size[2:]]
-    return graph.insert(node, aten.reshape.default, rows, size)
+    """The map that the layer reads, in the memory format of the one it makes, which decides about
+    that of the result."""
+    source = layer.x
+    if layer.size is not None:
+        rows = graph.insert(node, aten.transpose.int, source, 1, 2)
+        size = [layer.size[0], value(source).shape[2], *layer.size[2:]]
+        source = graph.insert(node, aten.reshape.default, rows, size)
+    wanted = format_of(value(layer.nodes[-1]))
+    if format_of(value(source)) == wanted:
+        return source
+    return graph.insert(node, aten.contiguous.default, source, memory_format=wanted)
 
 
 def merged_weight(weight: Tensor, firsts: list[Tensor | None], channels: list[int]) -> Tensor:
