@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -66,8 +67,8 @@ def path_of(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = list(stack.values())[-1][0]
-    return path.removeprefix("L['self']").removeprefix("L['model']").lstrip(".")
+    # Dynamo's name of a local or global variable comes first.
+    return re.sub(r"^[LG]\['\w+'\]\.?", "", list(stack.values())[-1][0])
 
 
 def short_name(node: fx.Node) -> str:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from pspfast import backends
 from pspfast.ops import upsample_concat_conv2d
@@ -171,6 +172,11 @@ def _(
 ) -> Tensor:
     out = torch.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return out.contiguous(memory_format=torch.channels_last)
+
+
+@register_flop_formula(torch.ops.pspfast.onednn_conv2d)
+def _flops(x: list[int], weight: list[int], *args: Any, out_shape: list[int], **kwargs: Any) -> int:
+    return conv_flop_count(x, weight, out_shape)
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
