@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -27,13 +28,16 @@ MODELS = {
     "smp Segformer tu-resnet18": ("folded_conv2d", "upsample_logits"),
     "smp PAN resnet18": ("folded_conv2d", "upsample_logits"),
     "smp Linknet resnet18": ("folded_conv2d",),
-    "torchvision fcn_resnet50": ("folded_conv2d", "upsample_logits"),
     "torchvision deeplabv3_resnet50": ("folded_conv2d", "upsample_logits"),
 }
 
 
 # Encoders of strides that ask for whole ones, and one that takes images of its own size alone.
-SIZES = {"smp": (64, 96), "transformers Data2Vec": (64, 64)}
+SIZES = {
+    "smp": (64, 96),
+    "smp PAN resnet18": (128, 128),
+    "transformers Data2Vec": (64, 64),
+}
 
 
 @pytest.fixture(params=MODELS, ids=lambda name: name.replace(" ", "-"))
@@ -68,7 +72,9 @@ def test_logits_and_labels(name: str, model: nn.Module) -> None:
         assert relative(compiled(y), model(y)) < 1e-4
 
 
-def test_training_step(name: str, model: nn.Module) -> None:
+def training_step(name: str, model: nn.Module, dtypes: dict[str, torch.dtype]) -> dict[str, Any]:
+    """Loss, gradients and buffers of a step, by eager mode and by the rewritten graph ("ours"),
+    each in one of ``dtypes``."""
     x = images(name, torch.contiguous_format)
     target = torch.randint(0, CLASSES, (2, *x.shape[2:]))
     target[:, :9] = 255
@@ -76,20 +82,32 @@ def test_training_step(name: str, model: nn.Module) -> None:
     def step(network: nn.Module, x: Tensor) -> Tensor:
         return F.cross_entropy(network(x), target, ignore_index=255)
 
-    losses, gradients, statistics = [], [], []
-    for kind in ("ours", "eager", "exact"):
-        network = copy.deepcopy(model).train()
-        if kind == "exact":
-            network = network.double()
-        run = rewritten(step)[0] if kind == "ours" else step
-        loss = run(network, x.to(next(network.parameters()).dtype))
+    results = {}
+    for kind, dtype in dtypes.items():
+        network = copy.deepcopy(model).train().to(dtype)
+        run, report = rewritten(step) if kind == "ours" else (step, None)
+        loss = run(network, x.to(dtype))
         loss.backward()
-        losses.append(loss.detach())
-        found = [p.grad for p in network.parameters() if p.grad is not None]
-        gradients.append(torch.cat([g.double().flatten() for g in found]))
-        kept = [b.double().flatten() for b in network.buffers()]
-        statistics.append(torch.cat(kept) if kept else torch.zeros(1))
-    assert relative(losses[0], losses[1]) < 1e-5
-    assert relative(statistics[0], statistics[1]) < 1e-5
-    eager_error = relative(gradients[1], gradients[2])
-    assert relative(gradients[0], gradients[2]) < eager_error + 1e-3
+        assert report is None or rules(report)
+        gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+        buffers = [b.double().flatten() for b in network.buffers()]
+        kept = torch.cat(buffers) if buffers else torch.zeros(1)
+        results[kind] = loss.detach(), torch.cat(gradients), kept
+    return results
+
+
+def test_training_step_is_exact(name: str, model: nn.Module) -> None:
+    results = training_step(name, model, {"ours": torch.float64, "eager": torch.float64})
+    for ours, eager in zip(results["ours"], results["eager"], strict=True):
+        # BatchNorm of few values, in a network of many layers, amplifies what was rounded.
+        assert relative(ours, eager) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["plain PSPNet", "plain UPerNet", "plain HRNetV2"])
+def test_training_step_in_single_precision(name: str, model: nn.Module) -> None:
+    dtypes = {"ours": torch.float32, "eager": torch.float32, "exact": torch.float64}
+    results = training_step(name, model, dtypes)
+    ours, eager, exact = results.values()
+    assert relative(ours[0], eager[0]) < 1e-5
+    assert relative(ours[1], exact[1]) < relative(eager[1], exact[1]) + 1e-3
+    assert relative(ours[2], eager[2]) < 1e-5
