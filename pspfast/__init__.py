@@ -10,12 +10,14 @@ from pspfast import flops, ops
 from pspfast.backends import backend
 from pspfast.deployment import decompositions, export
 from pspfast.models import PSPNet, optimize_for_inference
+from pspfast.rewrite.explain import explain
 
 __version__ = version("pspfast")
 __all__ = [
     "PSPNet",
     "backend",
     "decompositions",
+    "explain",
     "export",
     "flops",
     "ops",

@@ -22,6 +22,7 @@ ALLOWED = {
     "data": {"files", "published"},
     "recipes": set(),
     "models": {"ops", "backends", "kernels", "published"},
+    "rewrite": {"ops", "backends", "flops"},
     "ops": {"backends", "kernels"},
     "backends": {"_extension"},
     "flops": {"backends"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "_source_folder": set(),
     "__main__": {"cli"},
     "deployment": {"models", "ops", "backends", "files"},
-    "": {"_source_folder", "backends", "deployment", "flops", "models", "ops"},
+    "": {"_source_folder", "backends", "deployment", "flops", "models", "ops", "rewrite"},
 }
 
 

@@ -1,0 +1,125 @@
+"""Whole models of other libraries with ``torch.compile(backend="pspfast")``: image to labels, and a
+training step, against eager in channels_last and against Inductor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.semseg import SemsegPSPNet
+from pspfast import PSPNet
+
+SIZE, CLASSES = 512, 150
+TRAINING_SIZE, BATCH = 256, 2
+# A round of the larger models takes ten seconds of all peers; the comparison warms them up.
+ROUNDS, WARMUP_ROUNDS = 5, 0
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+B2 = {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}
+
+
+def upernet_convnext() -> nn.Module:
+    library = pytest.importorskip("transformers")
+    backbone = library.ConvNextConfig(
+        hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3], out_features=STAGES
+    )
+    config = library.UperNetConfig(backbone_config=backbone, num_labels=CLASSES)
+    return library.UperNetForSemanticSegmentation(config)
+
+
+def segformer(**sizes: Any) -> nn.Module:
+    library = pytest.importorskip("transformers")
+    # Layers left out at random would make the sides differ.
+    config = library.SegformerConfig(num_labels=CLASSES, drop_path_rate=0.0, **sizes)
+    return library.SegformerForSemanticSegmentation(config)
+
+
+def smp(name: str) -> nn.Module:
+    library = pytest.importorskip("segmentation_models_pytorch")
+    return getattr(library, name)("resnet50", encoder_weights=None, classes=CLASSES)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "UPerNet-ConvNeXt-T": upernet_convnext,
+    "SegFormer-B0": segformer,
+    "SegFormer-B2": lambda: segformer(**B2),
+    "UPerNet-ResNet50": lambda: smp("UPerNet"),
+    "DeepLabV3+-ResNet50": lambda: smp("DeepLabV3Plus"),
+    "PSPNet-ResNet50": lambda: SemsegPSPNet(PSPNet(50, classes=CLASSES).state_dict()),
+}
+
+
+def build(name: str, device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def upsampled(model: nn.Module, images: Tensor) -> Tensor:
+    out = model(images)
+    logits = out if isinstance(out, Tensor) else out.logits
+    return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_labels(compare, name: str, device) -> None:
+    model = build(name, device).eval()
+    images = torch.randn(1, 3, SIZE, SIZE, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def labels() -> Tensor:
+        return upsampled(model, images).argmax(1)
+
+    sides = {
+        "ours": torch.compile(labels, backend="pspfast"),
+        "eager": labels,
+        "torch.compile": torch.compile(labels),
+    }
+    with torch.no_grad():
+        results = {side: function() for side, function in sides.items()}
+        assert (results["ours"] == results["eager"]).float().mean() > 0.9999
+        compare(sides.pop("ours"), sides, ROUNDS, WARMUP_ROUNDS)
+
+
+@pytest.mark.parametrize("name", ["UPerNet-ConvNeXt-T", "SegFormer-B0"])
+def test_training_step(compare, name: str, device) -> None:
+    first = build(name, device).train()
+    for module in first.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    images = torch.randn(BATCH, 3, TRAINING_SIZE, TRAINING_SIZE, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    target = torch.randint(CLASSES, (BATCH, TRAINING_SIZE, TRAINING_SIZE), device=device)
+
+    def side(compiler: Callable[..., Any]) -> Callable[[], Tensor]:
+        model = copy.deepcopy(first)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        loss_of = compiler(lambda: F.cross_entropy(upsampled(model, images), target))
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step
+
+    sides = {
+        "ours": side(lambda f: torch.compile(f, backend="pspfast")),
+        "eager": side(lambda f: f),
+        "torch.compile": side(torch.compile),
+    }
+    losses = {side: step() for side, step in sides.items()}
+    torch.testing.assert_close(losses["ours"], losses["eager"], rtol=1e-3, atol=0.0)
+    compare(sides.pop("ours"), sides, ROUNDS, WARMUP_ROUNDS)

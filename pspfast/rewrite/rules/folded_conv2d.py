@@ -1,0 +1,209 @@
+"""In inference BatchNorm is folded into the convolution before it, and bias, residual and ReLU are
+added where the convolution writes its result.
+
+    relu(batch_norm(conv(x, W, b)) + residual) = relu(conv(x, s W, s (b - μ) + β) + residual)
+
+with s = γ / sqrt(σ² + ε), computed in float64, and again when a weight changes. A 3×3 convolution
+is Winograd's where that is faster, its weight transformed once; others are oneDNN's with an
+epilogue, for channels_last maps. Where neither is there, BatchNorm is folded and the rest stays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+from pspfast import backends
+from pspfast.ops import upsample_concat_conv2d
+from pspfast.ops.common.checks import is_channels_last
+from pspfast.rewrite.facts import arguments, aten, hint, value
+from pspfast.rewrite.graph import Graph, Unfit
+from pspfast.rewrite.rules.chains import epilogue, only_user
+from pspfast.rewrite.rules.dilated_conv2d import winograd_dilation
+
+NAME = "folded_conv2d"
+TARGETS = (aten.conv2d.default, upsample_concat_conv2d)
+
+
+def rewrite(graph: Graph, node: fx.Node) -> None:
+    """Rule: a convolution and what follows it."""
+    if not graph.is_inference or torch.is_autocast_enabled(value(node).device.type):
+        return
+    is_fusion = node.target is upsample_concat_conv2d
+    if is_fusion:
+        weight, bias = cast(fx.Node, node.args[1]), node.kwargs["bias"]
+        if node.kwargs.get("relu"):
+            return
+    else:
+        named = arguments(node)
+        weight, bias = named["weight"], named["bias"]
+    if value(node).dim() != 4 or value(node).device.type != "cpu":
+        # BatchNorm writes to its running statistics without a trace in their versions, and they
+        # cannot be compared on a GPU without waiting for it. Inductor has epilogues there.
+        return
+    gone = [node]
+    user = only_user(node)
+    norm = user if user and user.target is aten.batch_norm.default else None
+    if norm is not None and not arguments(norm)["training"]:
+        weight, bias = _folded(graph, node, norm, weight, bias)
+        gone.append(norm)
+    if is_fusion:
+        _fusion(graph, gone, weight, bias)
+    elif (dilation := _winograd_dilation(node)) is not None:
+        rest = epilogue(gone[-1])
+        out_channels = value(weight).shape[0]
+        transformed = graph.derive(node, winograd_weight, weight)
+        arguments_ = (out_channels, bias, dilation, rest.residual, rest.relu)
+        op = torch.ops.pspfast.winograd_conv2d.default
+        graph.replace(NAME, [*gone, *rest.nodes], op, named["input"], transformed, *arguments_)
+    else:
+        rest = epilogue(gone[-1])
+        sizes = [named[name] for name in ("stride", "padding", "dilation", "groups")]
+        if rest.nodes and _onednn_takes(node):
+            matched = [*gone, *rest.nodes]
+            graph.replace(
+                NAME,
+                matched,
+                torch.ops.pspfast.onednn_conv2d.default,
+                named["input"],
+                weight,
+                bias,
+                *sizes,
+                rest.residual,
+                rest.relu,
+            )
+        elif len(gone) > 1:
+            graph.replace(NAME, gone, aten.conv2d.default, named["input"], weight, bias, *sizes)
+
+
+def _folded(
+    graph: Graph, node: fx.Node, norm: fx.Node, weight: Any, bias: Any
+) -> tuple[fx.Node, fx.Node]:
+    named = arguments(norm)
+    mean, var, eps = named["running_mean"], named["running_var"], named["eps"]
+    if not isinstance(eps, float):
+        raise Unfit("the eps of its BatchNorm is no number")
+    if value(norm).dtype != value(weight).dtype:
+        raise Unfit("its BatchNorm has another dtype")
+    return (
+        graph.derive(node, folded_weight, weight, var, named["weight"], eps),
+        graph.derive(
+            node, folded_bias, bias, mean, var, named["weight"], named["bias"], eps, weight
+        ),
+    )
+
+
+def _fusion(graph: Graph, gone: list[fx.Node], weight: Any, bias: Any) -> None:
+    node = gone[0]
+    user = only_user(gone[-1])
+    relu = user is not None and user.target is aten.relu.default
+    matched = [*gone, user] if relu and user else gone
+    if len(matched) == 1:
+        return
+    options = dict(node.kwargs) | {"bias": bias, "relu": relu}
+    maps, _, size = node.args
+    graph.replace(NAME, matched, upsample_concat_conv2d, maps, weight, size, **options)
+
+
+def _winograd_dilation(node: fx.Node) -> int | None:
+    """Where Winograd's algorithm is faster with a weight that is transformed already: for these
+    channels on a large map, and its tiles of 4×4 are more than half full on this one."""
+    d = winograd_dilation(node)
+    x, out = value(arguments(node)["input"]), value(node)
+    if d is None or x.device.type != "cpu" or backends.default("cpu") != "cpu":
+        return None
+    if out.dtype == torch.float64 or min(hint(x.shape[2]), hint(x.shape[3])) < 3 * d:
+        return None
+    size = 64 * d
+    sizes = (1, x.shape[1], out.shape[1], size, size)
+    return d if torch.ops.pspfast.winograd_is_faster(*sizes, d, out.dtype) else None
+
+
+def _onednn_takes(node: fx.Node) -> bool:
+    out = value(node)
+    return (
+        out.device.type == "cpu"
+        and out.dtype == torch.float32
+        and is_channels_last(out)
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+@torch.library.custom_op("pspfast::onednn_conv2d", mutates_args=())
+def onednn_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """``relu(conv2d(x, …) + residual)``, channels_last: torch's operators of oneDNN, of which it
+    has no fakes."""
+    # They take a size for each axis.
+    sizes = [list(s) * (2 // len(s)) for s in (padding, stride, dilation)]
+    unary = "relu" if relu else "none"
+    op = torch.ops.mkldnn._convolution_pointwise
+    x = x.contiguous(memory_format=torch.channels_last)
+    if residual is None:
+        return op.default(x, weight, bias, *sizes, groups, unary, [], "")
+    residual = residual.contiguous(memory_format=torch.channels_last)
+    last: tuple[Any, ...] = (groups, "add", 1.0, "relu" if relu else None, [], None)
+    return op.binary(x, residual, weight, bias, *sizes, *last)
+
+
+@onednn_conv2d.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    out = torch.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@register_flop_formula(torch.ops.pspfast.onednn_conv2d)
+def _flops(x: list[int], weight: list[int], *args: Any, out_shape: list[int], **kwargs: Any) -> int:
+    return conv_flop_count(x, weight, out_shape)
+
+
+def winograd_weight(weight: Tensor) -> Tensor:
+    """As ``winograd_conv2d`` reads it."""
+    return torch.ops.pspfast.winograd_weight(weight)
+
+
+def folded_weight(weight: Tensor, var: Tensor, scale: Tensor | None, eps: float) -> Tensor:
+    """``s W``, ``[O, C, k, k]``."""
+    return (weight.double() * _scale(var, scale, eps)[:, None, None, None]).to(weight.dtype)
+
+
+def folded_bias(
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    weight: Tensor,
+) -> Tensor:
+    """``s (b - μ) + β``, ``[O]`` in the weight's dtype."""
+    centred = (0 if bias is None else bias.double()) - mean.double()
+    total = _scale(var, scale, eps) * centred
+    return (total if shift is None else total + shift.double()).to(weight.dtype)
+
+
+def _scale(var: Tensor, scale: Tensor | None, eps: float) -> Tensor:
+    inverse = (var.double() + eps).rsqrt()
+    return inverse if scale is None else scale.double() * inverse
