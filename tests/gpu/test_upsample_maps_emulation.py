@@ -109,11 +109,15 @@ def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
 
 
-# Of a GPU of today, and of one with 64 KB a multiprocessor.
-@pytest.fixture(params=[None, 64], ids=["H100", "T4"])
-def maps(request: pytest.FixtureRequest, emulated: Callable[..., ctypes.CDLL]) -> Maps:
-    flags = [] if request.param is None else [f"-DEMULATION_SHARED_BYTES={request.param * 1024}"]
-    return Maps(emulated("upsample_maps", *flags))
+@pytest.fixture
+def maps(emulated: Callable[..., ctypes.CDLL]) -> Maps:
+    return Maps(emulated("upsample_maps"))
+
+
+@pytest.fixture
+def maps_of_a_small_gpu(emulated: Callable[..., ctypes.CDLL]) -> Maps:
+    """A T4's multiprocessor has 64 KB."""
+    return Maps(emulated("upsample_maps", f"-DEMULATION_SHARED_BYTES={64 * 1024}"))
 
 
 def reference(case: Case, values: Sequence[Tensor]) -> Tensor:
@@ -149,14 +153,32 @@ def in_format(x: Tensor, channels_last: bool) -> Tensor:
     return x.to(memory_format=torch.channels_last) if channels_last else x.contiguous()
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+both_formats = pytest.mark.parametrize(
+    "channels_last", [False, True], ids=["contiguous", "channels_last"]
+)
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@both_formats
 @pytest.mark.parametrize(
     ("dtype", "value_dtype"),
-    [(d, v) for d in DTYPES for v in {d, torch.float32}],
+    [*zip(DTYPES, DTYPES, strict=True), (torch.float16, torch.float32)],
     ids=lambda d: str(d).removeprefix("torch."),
 )
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_forward_and_backward(
+    maps: Maps, case: Case, dtype: torch.dtype, value_dtype: torch.dtype, channels_last: bool
+) -> None:
+    check(maps, case, dtype, value_dtype, channels_last)
+
+
+@both_formats
+@every_case
+def test_on_a_small_gpu(maps_of_a_small_gpu: Maps, case: Case, channels_last: bool) -> None:
+    check(maps_of_a_small_gpu, case, torch.float16, torch.float16, channels_last)
+
+
+def check(
     maps: Maps, case: Case, dtype: torch.dtype, value_dtype: torch.dtype, channels_last: bool
 ) -> None:
     values = [torch.randn(size).to(value_dtype) for size in case.value_sizes()]
