@@ -18,6 +18,7 @@ from pspfast.ops import (
     pyramid_conv2d,
     pyramid_pool,
     upsample_argmax,
+    upsample_concat_conv2d,
     upsample_cross_entropy,
     upsample_softmax,
 )
@@ -87,6 +88,10 @@ TASKS = {
     "pyramid_conv2d": Task(
         lambda x, priors, weight: pyramid_conv2d(x, priors, weight, BINS),
         ((BATCH, 16, 12, 9), (BATCH, 8, 50), (32, 48, 3, 3)),
+    ),
+    "upsample_concat_conv2d": Task(
+        lambda x, small, weight: upsample_concat_conv2d([x, small], weight, relu=True),
+        ((BATCH, 16, 12, 9), (BATCH, 8, 6, 5), (32, 24, 3, 3)),
     ),
     "dilated_conv2d": Task(
         lambda x, weight, bias: dilated_conv2d(x, weight, bias, dilation=2, relu=True),

@@ -15,6 +15,7 @@ from pspfast.ops import (
     pyramid_conv2d,
     pyramid_pool,
     upsample_argmax,
+    upsample_concat_conv2d,
     upsample_cross_entropy,
     upsample_softmax,
 )
@@ -90,6 +91,13 @@ def cases(size: Size) -> dict[str, Case]:
         "pyramid_conv2d": Case(
             lambda x, p, w: pyramid_conv2d(x, p, w, BINS),
             (maps(2048), priors, (fill(512), fill(4096), 3, 3)),
+        ),
+        "upsample_concat_conv2d": Case(
+            lambda *given: upsample_concat_conv2d(given[:-1], given[-1]),
+            (
+                *((n, fill(512), side >> i, side >> i) for i in range(4)),
+                (fill(512), 4 * fill(512), 3, 3),
+            ),
         ),
         "dilated_conv2d 2048→512": convolution(2048, 512, 1),
         "dilated_conv2d 512→512 d4": convolution(512, 512, 4),
