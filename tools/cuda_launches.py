@@ -20,6 +20,7 @@ EMULATION = ROOT / "tools/emulation"
 class CudaLaunch:
     stem: str
     kernel: str
+    blocks: int
     threads: int
     shared_bytes: int
 
@@ -27,7 +28,7 @@ class CudaLaunch:
 class _NotedLaunch(ctypes.Structure):
     """Of record_launches.h."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("kernel", "threads", "shared_bytes")]
+    _fields_ = [(name, ctypes.c_int64) for name in ("kernel", "blocks", "threads", "shared_bytes")]
 
 
 @cache
@@ -61,6 +62,12 @@ def cuda_launches(stem: str, function: str, *args: Any) -> list[CudaLaunch]:
     noted = (_NotedLaunch * 8)()
     count = library.take_launches(noted, ctypes.c_int64(len(noted)))
     return [
-        CudaLaunch(stem, demangled(symbols[launch.kernel]), launch.threads, launch.shared_bytes)
+        CudaLaunch(
+            stem,
+            demangled(symbols[launch.kernel]),
+            launch.blocks,
+            launch.threads,
+            launch.shared_bytes,
+        )
         for launch in noted[:count]
     ]

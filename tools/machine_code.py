@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -204,6 +205,7 @@ class TritonLaunch:
     kernel: JITFunction
     args: dict[str, Any]
     options: dict[str, int]
+    programs: int | None  # None where tuning decides
 
     def compiled(self, arch: int) -> MachineCode:
         """As a launch on sm_<arch> compiles it, for pointers to multiples of 16 bytes."""
@@ -254,19 +256,19 @@ class Launches:
         kernel: JITFunction | Autotuner
         noted: list[TritonLaunch]
 
-        def __getitem__(self, grid: object) -> Callable[..., None]:
-            return self.launch
+        def __getitem__(self, grid: tuple[int, ...] | Callable[..., object]) -> Callable[..., None]:
+            return partial(self.launch, None if callable(grid) else prod(grid))
 
-        def launch(self, *args: Any, **constants: Any) -> None:
+        def launch(self, programs: int | None, *args: Any, **constants: Any) -> None:
             kernel = self.kernel
             names = kernel.arg_names[: len(args)]
             by_name = dict(zip(names, args, strict=True)) | constants
             if not isinstance(kernel, Autotuner):
-                self.noted.append(TritonLaunch(kernel, by_name, {}))
+                self.noted.append(TritonLaunch(kernel, by_name, {}, programs))
                 return
             for config in kernel.configs:
                 options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-                self.noted.append(TritonLaunch(kernel.fn, by_name | config.kwargs, options))
+                self.noted.append(TritonLaunch(kernel.fn, by_name | config.kwargs, options, None))
 
     def taken(self) -> list[TritonLaunch]:
         """What was noted since the last call; of a kernel that is tuned, all that tuning tries."""

@@ -72,9 +72,8 @@ struct Backward {
     PSPFAST_LAUNCH(kernel, grid_size(plan.blocks), kUpsampleThreads, plan.total_bytes, stream, params, plan,
                    static_cast<const T*>(grad_map), values, sums);
     if (plan.sums > 0) {
-      const int64_t blocks = ceil_div(plan.sums, kUpsampleThreads);
-      PSPFAST_LAUNCH(add_segments_kernel<V>, grid_size(blocks), kUpsampleThreads, 0, stream, params, plan, sums,
-                     values);
+      const int64_t blocks = ceil_div(plan.sums, kSegmentThreads);
+      PSPFAST_LAUNCH(add_segments_kernel<V>, grid_size(blocks), kSegmentThreads, 0, stream, params, plan, sums, values);
     }
     return true;
   }

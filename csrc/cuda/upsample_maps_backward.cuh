@@ -314,9 +314,12 @@ __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
   }
 }
 
+// So few that there are blocks for all multiprocessors where sums are few.
+constexpr int kSegmentThreads = 64;
+
 // Adds what segments gathered. A thread takes one sum of one image.
 template <typename V>
-__global__ void __launch_bounds__(kUpsampleThreads)
+__global__ void __launch_bounds__(kSegmentThreads)
     add_segments_kernel(const __grid_constant__ MapUpsampleParams params, const __grid_constant__ BackwardPlan plan,
                         const float* __restrict__ segment_values,
                         const __grid_constant__ LevelValues<void> grad_values) {
@@ -330,8 +333,8 @@ __global__ void __launch_bounds__(kUpsampleThreads)
       const InterpolatedAxis rows = row_axis(params, level);
       const int64_t row_size = params.cols[level] * taps * params.channels;
       const int64_t level_size = rows.sources * row_size;
-      const int64_t step = int64_t{gridDim.x} * kUpsampleThreads;
-      for (int64_t i = int64_t{blockIdx.x} * kUpsampleThreads + threadIdx.x; i < params.batch * level_size; i += step) {
+      const int64_t step = int64_t{gridDim.x} * kSegmentThreads;
+      for (int64_t i = int64_t{blockIdx.x} * kSegmentThreads + threadIdx.x; i < params.batch * level_size; i += step) {
         const int64_t image = i / level_size;
         const int row = static_cast<int>(i % level_size / row_size);
         float sum = 0.f;

@@ -104,20 +104,23 @@ inline void lay_out_taps(const MapUpsampleParams& params, int rows, BackwardPlan
 }
 
 // Finds the way of [group.begin, group.end) that moves the least bytes, of those that fit, and returns these bytes of
-// an image and a channel, more by what they lack of enough blocks; infinity if none fits.
+// an image and a channel, at the cost of cost_of_plan; infinity if none fits.
 template <typename Fits>
 double choose_group(const MapUpsampleParams& params, int element_bytes, int access_pixels, bool whole_rows,
                     const BackwardPlan& plan, const Fits& fits, BackwardGroup& best) {
   double least = std::numeric_limits<double>::infinity();
+  // The groups of a launch share the GPU.
+  const int64_t enough = ceil_div(kEnoughUpsampleBlocks * (best.end - best.begin), params.levels);
   const auto consider = [&](BackwardGroup& group, double bytes) {
     count_sums(params, group);
-    const auto blocks = static_cast<double>(params.batch * plan.chunks * group.bands * group.tiles * group.segments);
-    bytes *= std::max(1.0, kEnoughUpsampleBlocks / blocks);
+    const int64_t blocks = params.batch * plan.chunks * group.bands * group.tiles * group.segments;
+    bytes = cost_of_plan(bytes, blocks, enough);
     if (bytes < least && fits(group)) best = group, least = bytes;
   };
   const auto map_bytes = static_cast<double>(params.height * params.width * element_bytes);
   const int height = static_cast<int>(params.height), width = static_cast<int>(params.width);
-  for (int64_t segments = 1; segments < 2 * params.height; segments *= 2) {
+  const int64_t needed = ceil_div(enough, params.batch * plan.chunks);
+  for (int64_t segments = 1; segments < 2 * params.height; segments = std::max(2 * segments, needed)) {
     BackwardGroup group{.bands = 1, .tiles = 1, .begin = best.begin, .end = best.end};
     group.source_rows = group.source_cols = std::numeric_limits<int>::max();
     group.segment_rows =

@@ -51,7 +51,7 @@ inline int64_t cut_fwd_tiles(const MapUpsampleParams& params, int access_pixels,
   return values * plan.bands * plan.tiles;
 }
 
-// The plan that reads the least values of those that fit into shared memory and have enough blocks, if any has.
+// The plan that reads the least values of those that fit into shared memory.
 template <int Size, bool ChannelsLast>
 ForwardPlan make_fwd_plan(const MapUpsampleParams& params, int64_t shared_bytes) {
   constexpr int kChannels = kFwdChannels<Size, ChannelsLast>;
@@ -70,7 +70,7 @@ ForwardPlan make_fwd_plan(const MapUpsampleParams& params, int64_t shared_bytes)
         plan.run_taps = kVectorPixels > 1 ? (kPixels + params.kernel_size - 1) | 1 : kPixels;
         const auto values = static_cast<double>(cut_fwd_tiles(params, kVectorPixels, lanes * kChannels, plan));
         if (fwd_bytes(plan, kChannels) > shared_bytes) continue;
-        const double reads = values * std::max(1.0, double{kEnoughUpsampleBlocks} / static_cast<double>(plan.blocks));
+        const double reads = cost_of_plan(values, plan.blocks, kEnoughUpsampleBlocks);
         if (best.blocks == 0 || reads < least) best = plan, least = reads;
       }
     }

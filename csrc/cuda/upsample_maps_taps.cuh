@@ -27,8 +27,14 @@ template <int Pixels>
 constexpr int kRun = std::min(Pixels, kPixels);
 // A block takes this many channels of contiguous maps: a sector of the values, whose channels are innermost.
 constexpr int kPlaneChannels = 8;
-// With fewer blocks than this, two for each multiprocessor of a large GPU, a block takes less.
+// Two blocks for each multiprocessor of a large GPU.
 constexpr int64_t kEnoughUpsampleBlocks = 2 * 132;
+
+// What a way to cut the work costs that moves so many bytes: with too few blocks more than any that has enough, and the
+// more blocks the less.
+inline double cost_of_plan(double bytes, int64_t blocks, int64_t enough) {
+  return blocks < enough ? bytes + 1e18 / static_cast<double>(blocks) : bytes;
+}
 
 // Lanes of a block along channels, Size of them each. channels_last: 128 consecutive bytes with 16 a lane, 64 or 128
 // with single elements, and at least a sector of 32, or 16 of single elements.

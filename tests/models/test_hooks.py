@@ -43,7 +43,7 @@ NAMES = ["bn1", "bn3", "downsample.1", "relu"]
 
 def make_block() -> Bottleneck:
     torch.manual_seed(3)
-    block = Bottleneck(6, 4, stride=1, dilation=1, first_dilation=1)
+    block = Bottleneck(6, 4, stride=1, dilation=1)
     # torch forbids writing in place to what has full backward hooks.
     block.relu.inplace = False
     return block

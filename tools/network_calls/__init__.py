@@ -3,7 +3,7 @@ largest layer of UPerNet at 512×512."""
 
 from __future__ import annotations
 
-from tools.network_calls.call import DTYPES, Call
+from tools.network_calls.call import BATCH, DTYPES, Call
 from tools.network_calls.layers import batch_norm_calls, conv_calls
 from tools.network_calls.logits import logits_calls
 from tools.network_calls.maps import maps_calls
@@ -12,7 +12,7 @@ from tools.network_calls.pyramid import pool_calls, upsample_calls
 __all__ = ["DTYPES", "Call", "network_calls"]
 
 
-def network_calls() -> list[Call]:
+def network_calls(batch: int = BATCH) -> list[Call]:
     return [
         call
         for calls in (
@@ -25,5 +25,5 @@ def network_calls() -> list[Call]:
         )
         for channels_last in (True, False)
         for dtype in DTYPES
-        for call in calls(dtype, channels_last)
+        for call in calls(dtype, channels_last, batch)
     ]

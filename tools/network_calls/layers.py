@@ -8,15 +8,15 @@ from functools import partial
 import torch
 
 from pspfast.kernels import batch_norm_relu, batch_norm_statistics, dilated_conv2d
-from tools.network_calls.call import BATCH, CHANNELS, OUT_CHANNELS, SIDE, Call, empty
+from tools.network_calls.call import CHANNELS, OUT_CHANNELS, SIDE, Call, empty
 
 
-def batch_norm_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
+def batch_norm_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Iterator[Call]:
     """The end of a block of the first stage, on eight GPUs: the largest maps with a residual."""
     if not channels_last:
         return
     call = partial(Call, dtype, True)
-    x = empty((BATCH, 256, 119, 119), dtype, True)
+    x = empty((batch, 256, 119, 119), dtype, True)
     weight = empty((256,), torch.float32)
     statistics, batches = empty((2 * 256 + 1,), torch.float32), empty((), torch.int64)
     arguments = (statistics, weight, weight, x, True, 1e-5)
@@ -49,13 +49,13 @@ def _exact(triton: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
-def conv_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
+def conv_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Iterator[Call]:
     """The head's, over the map's channels: the largest layer."""
     if not channels_last:
         return  # The launchers' copies are channels_last.
     call = partial(Call, dtype, True)
-    x = empty((BATCH, CHANNELS, SIDE, SIDE), dtype, True)
-    grad = empty((BATCH, OUT_CHANNELS, SIDE, SIDE), dtype, True)
+    x = empty((batch, CHANNELS, SIDE, SIDE), dtype, True)
+    grad = empty((batch, OUT_CHANNELS, SIDE, SIDE), dtype, True)
     weight = empty((OUT_CHANNELS, CHANNELS, 3, 3), dtype, True)
     conv = dilated_conv2d
     launches = {

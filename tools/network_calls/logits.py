@@ -12,7 +12,6 @@ import torch
 from pspfast.kernels import upsample_argmax, upsample_cross_entropy, upsample_softmax
 from tools.cuda_launches import CudaLaunch, cuda_launches, cuda_number
 from tools.network_calls.call import (
-    BATCH,
     CLASSES,
     DTYPES,
     SIDE,
@@ -24,12 +23,12 @@ from tools.network_calls.call import (
 )
 
 
-def logits_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
+def logits_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Iterator[Call]:
     call = partial(Call, dtype, channels_last)
-    logits = empty((BATCH, CLASSES, SIDE, SIDE), dtype, channels_last)
-    target = empty((BATCH, SIZE, SIZE), torch.int64)
+    logits = empty((batch, CLASSES, SIDE, SIDE), dtype, channels_last)
+    target = empty((batch, SIZE, SIZE), torch.int64)
     lse, labels = target.to(torch.float32), target.to(torch.uint8)
-    probabilities = empty((BATCH, CLASSES, SIZE, SIZE), torch.float32)
+    probabilities = empty((batch, CLASSES, SIZE, SIZE), torch.float32)
     sizes = (*logits.shape, SIZE, SIZE, True, channels_last, DTYPES.index(dtype))
     # Ignored label, and a label smoothing of zero.
     loss_problem, problem = integers(*sizes, 255, 0), integers(*sizes)

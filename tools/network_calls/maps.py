@@ -11,7 +11,6 @@ import torch
 from pspfast.kernels import upsample_add
 from tools.cuda_launches import CudaLaunch, cuda_launches
 from tools.network_calls.call import (
-    BATCH,
     DTYPES,
     OUT_CHANNELS,
     SOMEWHERE,
@@ -25,15 +24,15 @@ MAP_SIDE = 128
 LEVELS = (64, 32, 16)
 
 
-def maps_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
+def maps_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Iterator[Call]:
     call = partial(Call, dtype, channels_last)
-    base = empty((BATCH, OUT_CHANNELS, MAP_SIDE, MAP_SIDE), dtype, channels_last)
+    base = empty((batch, OUT_CHANNELS, MAP_SIDE, MAP_SIDE), dtype, channels_last)
     bias = empty((OUT_CHANNELS,), dtype)
-    mixed = [empty((BATCH, side, side, 3, 3, OUT_CHANNELS), dtype) for side in LEVELS]
+    mixed = [empty((batch, side, side, 3, 3, OUT_CHANNELS), dtype) for side in LEVELS]
     sizes = [*LEVELS, *[0] * (8 - len(LEVELS))]
     number = DTYPES.index(dtype)
     problem = integers(
-        *(BATCH, MAP_SIDE, MAP_SIDE, OUT_CHANNELS, 3, number, number),
+        *(batch, MAP_SIDE, MAP_SIDE, OUT_CHANNELS, 3, number, number),
         *(False, False, channels_last, True, len(LEVELS), *sizes, *sizes),
     )
     levels = (ctypes.c_void_p * len(LEVELS))(*[SOMEWHERE] * len(LEVELS))

@@ -12,7 +12,6 @@ import torch
 from pspfast.kernels import pyramid_pool, pyramid_upsample
 from tools.cuda_launches import CudaLaunch, cuda_launches
 from tools.network_calls.call import (
-    BATCH,
     BINS,
     CHANNELS,
     DTYPES,
@@ -27,10 +26,10 @@ from tools.network_calls.call import (
 )
 
 
-def pool_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
+def pool_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Iterator[Call]:
     call = partial(Call, dtype, channels_last)
-    x = empty((BATCH, CHANNELS, SIDE, SIDE), dtype, channels_last)
-    pooled = empty((BATCH, CHANNELS, BINS), dtype)
+    x = empty((batch, CHANNELS, SIDE, SIDE), dtype, channels_last)
+    pooled = empty((batch, CHANNELS, BINS), dtype)
 
     def cuda(backward: bool) -> list[CudaLaunch]:
         sizes = map(ctypes.c_int64, x.shape)
@@ -53,10 +52,10 @@ def pool_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     )
 
 
-def upsample_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
+def upsample_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Iterator[Call]:
     call = partial(Call, dtype, channels_last)
 
-    def problem(map_channels: int, channels: int, kernel_size: int, batch: int = BATCH) -> Any:
+    def problem(map_channels: int, channels: int, kernel_size: int, batch: int = batch) -> Any:
         sum_levels = kernel_size == 3
         first = 0 if sum_levels else map_channels - len(PYRAMID) * channels
         sizes = (batch, SIDE, SIDE, map_channels, first, channels, kernel_size)
@@ -67,9 +66,9 @@ def upsample_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
     def cuda(part: str, *args: Any) -> list[CudaLaunch]:
         return cuda_launches("upsample_maps", f"pyramid_upsample{part}", *args)
 
-    base = empty((BATCH, OUT_CHANNELS, SIDE, SIDE), dtype, channels_last)
+    base = empty((batch, OUT_CHANNELS, SIDE, SIDE), dtype, channels_last)
     bias = empty((OUT_CHANNELS,), dtype)
-    mixed = empty((BATCH, BINS, 3, 3, OUT_CHANNELS), torch.float32)
+    mixed = empty((batch, BINS, 3, 3, OUT_CHANNELS), torch.float32)
     moved = (2 * base.nbytes + bias.nbytes + mixed.nbytes,)
     summed = problem(OUT_CHANNELS, OUT_CHANNELS, 3)
     yield call(
@@ -108,10 +107,10 @@ def upsample_calls(dtype: torch.dtype, channels_last: bool) -> Iterator[Call]:
         "of the gradient",
     )
 
-    x = empty((BATCH, CHANNELS, SIDE, SIDE), dtype, channels_last)
-    priors = empty((BATCH, REDUCTION, BINS), dtype)
-    levels = empty((BATCH, len(PYRAMID) * REDUCTION, SIDE, SIDE), dtype, channels_last)
-    out = empty((BATCH, CHANNELS + levels.shape[1], SIDE, SIDE), dtype, channels_last)
+    x = empty((batch, CHANNELS, SIDE, SIDE), dtype, channels_last)
+    priors = empty((batch, REDUCTION, BINS), dtype)
+    levels = empty((batch, len(PYRAMID) * REDUCTION, SIDE, SIDE), dtype, channels_last)
+    out = empty((batch, CHANNELS + levels.shape[1], SIDE, SIDE), dtype, channels_last)
     # On CUDA, priors are float32 by then.
     values = priors.numel() * 4
     concatenated = problem(out.shape[1], REDUCTION, 1)
