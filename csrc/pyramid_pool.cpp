@@ -31,7 +31,9 @@ Tensor pyramid_pool(const Tensor& x, const Ints& bins) {
   if (pooled.numel() == 0) {
     return pooled;
   }
-  PSPFAST_RUN(x, pyramid_pool, params, map.const_data_ptr(), pooled.mutable_data_ptr());
+  const Tensor sums = new_tensor({PSPFAST_ASK(x, pyramid_pool_sums, params)}, ScalarType::Float, x);
+  PSPFAST_RUN(x, pyramid_pool, params, map.const_data_ptr(), static_cast<float*>(sums.mutable_data_ptr()),
+              pooled.mutable_data_ptr());
   return pooled;
 }
 

@@ -23,7 +23,10 @@ struct PyramidPoolParams {
 };
 
 namespace cpu {
-void pyramid_pool(const PyramidPoolParams& params, const void* x /* [N, C, H, W] */, void* pooled /* [N, C, S] */);
+// Needs no `sums`, which has a GPU's room for those of cells.
+void pyramid_pool(const PyramidPoolParams& params, const void* x /* [N, C, H, W] */, float* sums,
+                  void* pooled /* [N, C, S] */);
+inline int64_t pyramid_pool_sums(const PyramidPoolParams&) { return 0; }
 void pyramid_pool_backward(const PyramidPoolParams& params, const void* grad_pooled /* [N, C, S] */,
                            void* grad_x /* [N, C, H, W] */);
 }  // namespace cpu
@@ -31,8 +34,10 @@ void pyramid_pool_backward(const PyramidPoolParams& params, const void* grad_poo
 #ifdef PSPFAST_WITH_CUDA
 // Both enqueue on `stream` and return the launch's error; float64 is not served.
 namespace cuda {
-cudaError_t pyramid_pool(const PyramidPoolParams& params, const void* x /* [N, C, H, W] */,
+// `sums` are as many floats as pyramid_pool_sums says.
+cudaError_t pyramid_pool(const PyramidPoolParams& params, const void* x /* [N, C, H, W] */, float* sums,
                          void* pooled /* [N, C, S] */, cudaStream_t stream);
+int64_t pyramid_pool_sums(const PyramidPoolParams& params);
 cudaError_t pyramid_pool_backward(const PyramidPoolParams& params, const void* grad_pooled /* [N, C, S] */,
                                   void* grad_x /* [N, C, H, W] */, cudaStream_t stream);
 }  // namespace cuda

@@ -87,7 +87,7 @@ void pool_channels_last_backward(const PyramidPoolParams& p, const T* grad, T* g
 
 }  // namespace
 
-void pyramid_pool(const PyramidPoolParams& params, const void* x, void* pooled) {
+void pyramid_pool(const PyramidPoolParams& params, const void* x, float* /*sums*/, void* pooled) {
   dispatch_dtype(params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     (params.channels_last ? pool_channels_last<T> : pool_contiguous<T>)(params, static_cast<const T*>(x),

@@ -15,14 +15,15 @@ constexpr int kChannelWarps = kChannelThreads / kWarpSize;
 constexpr int kChannelBlocks = 8;
 // Loads of a thread in flight.
 constexpr int kBatch = 4;
-// Blocks below which a block takes fewer channels: a few for each multiprocessor of a large GPU.
-constexpr int64_t kEnoughBlocks = 512;
+// Blocks below which a block takes less: two for each multiprocessor of a large GPU.
+constexpr int64_t kEnoughBlocks = 2 * 132;
 
-// How channel_* kernels cut the work: a block takes `lanes` x Size channels of one image, Size of them a lane.
+// How channel_* kernels cut the work: a block takes `lanes` x Size channels of one image, Size of them a lane, and a
+// band of its rows of cells.
 struct ChannelPlan {
   int lanes;
   int64_t chunks;  // chunks of channels of an image
-  bool by_cell;    // forward: the sums of all cells fit into shared memory, so that x is read once
+  int bands;
 };
 
 template <int Size>
@@ -30,16 +31,40 @@ int64_t cell_bytes(const PyramidPoolParams& params, int lanes) {
   return int64_t{params.cells.rows.count} * params.cells.cols.count * lanes * Size * sizeof(float);
 }
 
+// Lanes along channels: 128 consecutive bytes with 16 a lane, 64 or 128 with single elements; never less than a sector
+// of 32 or 16.
 template <int Size>
-ChannelPlan make_channel_plan(const PyramidPoolParams& params, int64_t blocks_per_chunk, bool needs_cells) {
-  // 128 consecutive bytes with 16 a lane, 64 or 128 with single elements; never less than a sector of 32 or 16.
-  int lanes = Size > 1 ? 8 : kWarpSize;
-  const int least = Size > 1 ? 2 : 8;
-  const auto chunks = [&] { return ceil_div(params.channels, lanes * Size); };
-  const auto fits = [&] { return cell_bytes<Size>(params, lanes) <= kMaxSharedBytes; };
-  while (lanes > least && params.batch * chunks() * blocks_per_chunk < kEnoughBlocks) lanes /= 2;
-  while (needs_cells && lanes > 1 && !fits()) lanes /= 2;
-  return {lanes, chunks(), fits()};
+constexpr int kMostChannelLanes = Size > 1 ? 8 : kWarpSize;
+template <int Size>
+constexpr int kLeastChannelLanes = Size > 1 ? 2 : 8;
+
+// Backward, each band is a row of cells.
+template <int Size>
+ChannelPlan make_bwd_channel_plan(const PyramidPoolParams& params) {
+  ChannelPlan plan{.lanes = kMostChannelLanes<Size>, .bands = params.cells.rows.count};
+  for (;; plan.lanes /= 2) {
+    plan.chunks = ceil_div(params.channels, plan.lanes * Size);
+    const bool enough = params.batch * plan.chunks * plan.bands >= kEnoughBlocks;
+    if (enough || plan.lanes == kLeastChannelLanes<Size>) return plan;
+  }
+}
+
+// Forward, a block takes all rows of cells where there are blocks enough.
+template <int Size>
+ChannelPlan make_fwd_channel_plan(const PyramidPoolParams& params) {
+  ChannelPlan plan{.lanes = kMostChannelLanes<Size>};
+  for (;; plan.lanes /= 2) {
+    plan.chunks = ceil_div(params.channels, plan.lanes * Size);
+    const int64_t bands = ceil_div(kEnoughBlocks, params.batch * plan.chunks);
+    plan.bands = static_cast<int>(std::min<int64_t>(bands, params.cells.rows.count));
+    if (plan.bands == bands || plan.lanes == kLeastChannelLanes<Size>) break;
+  }
+  // Of a single band, the sums of cells lie in shared memory.
+  const auto fits = [&] { return cell_bytes<Size>(params, plan.lanes) <= kMaxSharedBytes; };
+  while (plan.bands == 1 && plan.lanes > 1 && !fits()) plan.lanes /= 2;
+  plan.chunks = ceil_div(params.channels, plan.lanes * Size);
+  if (!fits()) plan.bands = std::max(plan.bands, 2);
+  return plan;
 }
 
 // A thread's place in a channel_* block.
@@ -111,11 +136,24 @@ __device__ inline void sum_pixels(const PyramidPoolParams& params, const T* imag
   }
 }
 
-// Pools channels_last maps: x [N, H, W, C] and pooled [N, S, C] in memory.
+// The sum of cells of rows of cells, which sums_at(cell) points to, at a bin's rows and columns.
+template <typename SumAt>
+__device__ inline float sum_of_bin(const PyramidCells& cells, const Bin& bin, const SumAt& sum_at) {
+  float total = 0;
+  for (int r = cells.rows.begin[bin.row]; r < cells.rows.end[bin.row]; ++r) {
+    for (int c = cells.cols.begin[bin.col]; c < cells.cols.end[bin.col]; ++c) {
+      total += sum_at(r * cells.cols.count + c);
+    }
+  }
+  return total;
+}
+
+// Pools channels_last maps: x [N, H, W, C] and pooled [N, S, C] in memory. With several bands the sums of cells go to
+// cell_sums [N, cells, C] instead.
 template <typename T, int Size>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     channel_fwd_kernel(const __grid_constant__ PyramidPoolParams params, const __grid_constant__ ChannelPlan plan,
-                       const T* __restrict__ x, T* __restrict__ pooled) {
+                       const T* __restrict__ x, float* __restrict__ cell_sums, T* __restrict__ pooled) {
   PSPFAST_SHARED(shared);
   float* sums = reinterpret_cast<float*>(shared);  // [cells, channels of the block]
   const PyramidCells& cells = params.cells;
@@ -127,29 +165,25 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     const T* image = x + at.image * params.height * params.width * params.channels;
     T* out = pooled + at.image * cells.bin_count * params.channels;
     float sum[Size];
-    if (!plan.by_cell) {
-      for (int s = at.warp; s < cells.bin_count; s += kChannelWarps) {
-        const Bin bin = bin_at(cells, s);
-        sum_pixels(params, image, at,
-                   {rows.edge[rows.begin[bin.row]], rows.edge[rows.end[bin.row]], cols.edge[cols.begin[bin.col]],
-                    cols.edge[cols.end[bin.col]]},
-                   sum);
-        if (at.slot > 0 || at.channel >= params.channels) continue;
-#pragma unroll
-        for (int i = 0; i < Size; ++i) {
-          out[s * params.channels + at.channel + i] = from_float<T>(sum[i] / area_of(cells, bin.row, bin.col));
-        }
-      }
-      continue;
-    }
-    for (int cell = at.warp; cell < rows.count * cols.count; cell += kChannelWarps) {
+    const int band = blockIdx.y;
+    const int end_cell = rows.count * (band + 1) / plan.bands * cols.count;
+    for (int cell = rows.count * band / plan.bands * cols.count + at.warp; cell < end_cell; cell += kChannelWarps) {
       const int r = cell / cols.count;
       const int c = cell % cols.count;
       sum_pixels(params, image, at, {rows.edge[r], rows.edge[r + 1], cols.edge[c], cols.edge[c + 1]}, sum);
       if (at.slot > 0) continue;
+      if (plan.bands > 1) {
+        float* to = cell_sums + (at.image * rows.count * cols.count + cell) * params.channels + at.channel;
+#pragma unroll
+        for (int i = 0; i < Size; ++i) {
+          if (at.channel < params.channels) to[i] = sum[i];
+        }
+        continue;
+      }
 #pragma unroll
       for (int i = 0; i < Size; ++i) sums[cell * block_channels + at.lane * Size + i] = sum[i];
     }
+    if (plan.bands > 1) continue;
     __syncthreads();
     const int64_t block_channel = block % plan.chunks * block_channels;
     for (int task = threadIdx.x; task < cells.bin_count * block_channels; task += kChannelThreads) {
@@ -157,15 +191,28 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
       const int within = task % block_channels;
       if (block_channel + within >= params.channels) continue;
       const Bin bin = bin_at(cells, s);
-      float total = 0;
-      for (int r = rows.begin[bin.row]; r < rows.end[bin.row]; ++r) {
-        for (int c = cols.begin[bin.col]; c < cols.end[bin.col]; ++c) {
-          total += sums[(r * cols.count + c) * block_channels + within];
-        }
-      }
+      const float total = sum_of_bin(cells, bin, [&](int cell) { return sums[cell * block_channels + within]; });
       out[s * params.channels + block_channel + within] = from_float<T>(total / area_of(cells, bin.row, bin.col));
     }
     __syncthreads();
+  }
+}
+
+// Bins from the sums of cells [N, cells, C]: pooled [N, S, C].
+template <typename T>
+__global__ void __launch_bounds__(kChannelThreads)
+    add_cells_kernel(const __grid_constant__ PyramidPoolParams params, const float* __restrict__ cell_sums,
+                     T* __restrict__ pooled) {
+  const PyramidCells& cells = params.cells;
+  const int64_t count = params.batch * cells.bin_count * params.channels;
+  const int64_t image_size = int64_t{cells.rows.count} * cells.cols.count * params.channels;
+  for (int64_t i = int64_t{blockIdx.x} * kChannelThreads + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * kChannelThreads) {
+    const int64_t channel = i % params.channels;
+    const Bin bin = bin_at(cells, static_cast<int>(i / params.channels % cells.bin_count));
+    const float* image = cell_sums + i / params.channels / cells.bin_count * image_size + channel;
+    const float total = sum_of_bin(cells, bin, [&](int cell) { return image[cell * params.channels]; });
+    pooled[i] = from_float<T>(total / area_of(cells, bin.row, bin.col));
   }
 }
 

@@ -14,8 +14,13 @@ unsigned grid_size(int64_t blocks) { return static_cast<unsigned>(std::min(block
 template <typename Word>
 void launch_copy(const void* from, void* to, int64_t rows, int64_t row_words, int64_t to_stride, cudaStream_t stream) {
   const int64_t words = rows * row_words;
-  PSPFAST_LAUNCH(copy_rows_kernel<Word>, grid_size(ceil_div(words, kCopyThreads * kCopyBatch)), kCopyThreads, 0, stream,
-                 static_cast<const Word*>(from), static_cast<Word*>(to), words, row_words, to_stride);
+  const unsigned grid = grid_size(ceil_div(words, kCopyThreads * kCopyBatch));
+  const auto launch = [&]<typename Index>(Index) {
+    PSPFAST_LAUNCH((copy_rows_kernel<Word, Index>), grid, kCopyThreads, 0, stream, static_cast<const Word*>(from),
+                   static_cast<Word*>(to), static_cast<Index>(words), static_cast<Index>(row_words), to_stride);
+  };
+  // Twice as many have room: the words of a grid are no more than these and a block's.
+  words < int64_t{1} << 31 ? launch(uint32_t{}) : launch(int64_t{});
 }
 
 // Copies the map's first channels: of every pixel or of every image, they are one run of memory.

@@ -23,6 +23,8 @@ CASES = [
     ((1, 3, 5, 9000), PYRAMID),
     # As many levels and bins as there may be.
     ((1, 8, 30, 31), (8, 7, 5, 4, 3, 2, 1, 34)),
+    # So many blocks that each takes all rows of cells.
+    ((264, 8, 4, 5), PYRAMID),
     # More cells than fit into shared memory with 16 bytes of channels.
     ((1, 8, 41, 41), (33,)),
 ]

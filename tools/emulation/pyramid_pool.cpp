@@ -1,6 +1,9 @@
 // The CUDA launchers of pyramid_pool behind a C interface, on the emulation.
 #include "../../csrc/cuda/pyramid_pool.cu"
 
+#include <cmath>
+#include <vector>
+
 extern "C" int pyramid_pool(int64_t batch, int64_t channels, int64_t height, int64_t width, bool channels_last,
                             int dtype, const int64_t* bins, int levels, bool backward, const void* from, void* to) {
   const pspfast::PyramidPoolParams params{
@@ -11,6 +14,7 @@ extern "C" int pyramid_pool(int64_t batch, int64_t channels, int64_t height, int
       channels_last,
       static_cast<pspfast::DType>(dtype),
       pspfast::make_pyramid_cells(height, width, pspfast::make_pyramid_levels(bins, levels))};
-  const auto launch = backward ? pspfast::cuda::pyramid_pool_backward : pspfast::cuda::pyramid_pool;
-  return launch(params, from, to, nullptr);
+  if (backward) return pspfast::cuda::pyramid_pool_backward(params, from, to, nullptr);
+  std::vector<float> sums(pspfast::cuda::pyramid_pool_sums(params), NAN);
+  return pspfast::cuda::pyramid_pool(params, from, sums.data(), to, nullptr);
 }
