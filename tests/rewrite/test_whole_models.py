@@ -22,7 +22,7 @@ MODELS = {
     "transformers MobileViT-DeepLabV3": ("folded_conv2d", "upsample_logits"),
     "smp PSPNet resnet18": ("upsample_concat_conv2d", "pyramid_pool", "upsample_logits"),
     "smp UPerNet resnet18": ("upsample_concat_conv2d", "pyramid_pool", "upsample_logits"),
-    "smp FPN resnet18": ("upsample_concat_conv2d", "upsample_logits"),
+    "smp FPN resnet18": ("summed_upsample", "upsample_concat_conv2d", "upsample_logits"),
     "smp DeepLabV3Plus resnet50": ("folded_conv2d", "upsample_logits"),
     "smp Unet resnet18": ("upsample_concat_conv2d", "folded_conv2d"),
     "smp Segformer tu-resnet18": ("folded_conv2d", "upsample_logits"),

@@ -21,8 +21,7 @@ from pspfast.ops import upsample_concat_conv2d
 from pspfast.ops.common.checks import format_of
 from pspfast.rewrite.facts import arguments, aten, value
 from pspfast.rewrite.graph import Graph, Unfit
-from pspfast.rewrite.rules.chains import only_user
-from pspfast.rewrite.rules.matching import convolution
+from pspfast.rewrite.rules.matching import convolution, only_user
 
 NAME = "merged_pointwise"
 TARGETS = (upsample_concat_conv2d,)
