@@ -67,9 +67,7 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
         size = upsampled_size(next(f for f in taken if f))
     weight = conv.weight
     if total:
-        is_kept = graph.is_inference and graph.is_weight(weight)
-        insert = graph.derive if is_kept else graph.insert
-        weight = insert(node, aten.cat.default, [weight] * len(maps), 1)
+        weight = graph.insert_of_weight(node, aten.cat.default, [weight] * len(maps), 1)
     graph.replace(
         NAME,
         [*gone, *(f.node for f in taken if f), node],
