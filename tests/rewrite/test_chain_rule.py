@@ -108,3 +108,12 @@ def test_a_linear_layer_of_rows_stays() -> None:
             return self.layer(F.interpolate(x, (20, 9), mode="bilinear"))
 
     assert not rules(check(Rows(layer=nn.Linear(9, 5)), map_()))
+
+
+def test_a_linear_layer_of_one_vector_stays() -> None:
+    class Vector(Chain):
+        def forward(self, x: Tensor) -> Any:
+            rows = F.interpolate(x, (20, 31), mode="bilinear").permute(0, 2, 3, 1)
+            return F.linear(rows, self.layer.weight[0])
+
+    assert not rules(check(Vector(layer=nn.Linear(9, 5)), map_()))

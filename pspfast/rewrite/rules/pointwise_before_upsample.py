@@ -34,7 +34,8 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
     x, weight, bias = named["input"], named["weight"], named["bias"]
     view = None
     if node.target is aten.linear.default:
-        view = _permuted(x)
+        # A linear layer's weight may be a vector.
+        view = _permuted(x) if value(weight).dim() == 2 else None
         last = upsampling(view.args[0]) if view else None
     else:
         conv = convolution(node)
