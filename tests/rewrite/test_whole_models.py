@@ -18,6 +18,11 @@ MODELS = {
     "plain HRNetV2": ("upsample_concat_conv2d", "folded_conv2d", "upsample_logits"),
     "transformers UPerNet-ConvNeXt": ("upsample_concat_conv2d", "pyramid_pool", "folded_conv2d"),
     "transformers SegFormer": ("upsample_concat_conv2d", "merged_pointwise", "upsample_logits"),
+    "transformers SegFormer-B2": (
+        "upsample_concat_conv2d",
+        "merged_pointwise",
+        "upsample_logits",
+    ),
     "transformers Data2Vec": ("upsample_concat_conv2d", "upsample_logits"),
     "transformers MobileViT-DeepLabV3": ("folded_conv2d", "upsample_logits"),
     "smp PSPNet resnet18": ("upsample_concat_conv2d", "pyramid_pool", "upsample_logits"),
@@ -25,9 +30,10 @@ MODELS = {
     "smp FPN resnet18": ("summed_upsample", "upsample_concat_conv2d", "upsample_logits"),
     "smp DeepLabV3Plus resnet50": ("folded_conv2d", "upsample_logits"),
     "smp Unet resnet18": ("upsample_concat_conv2d", "folded_conv2d"),
-    "smp Segformer tu-resnet18": ("folded_conv2d", "upsample_logits"),
+    "smp Segformer tu-resnet18": ("upsample_concat_conv2d", "merged_pointwise", "upsample_logits"),
     "smp PAN resnet18": ("folded_conv2d", "upsample_logits"),
     "smp Linknet resnet18": ("folded_conv2d",),
+    "torchvision fcn_resnet50": ("folded_conv2d", "upsample_logits"),
     "torchvision deeplabv3_resnet50": ("folded_conv2d", "upsample_logits"),
 }
 

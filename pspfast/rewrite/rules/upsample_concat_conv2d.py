@@ -11,8 +11,9 @@ where nothing else reads the sum. Each map has a share as large as the sum's: no
 one of the full size among them.
 
 Done for kernels of 1×1 and 3×3 with stride 1 and without groups, where at least 15 % of the
-multiplications go. Maps in one concatenation that are interpolated in another way than most are
-interpolated as before, and then are maps of the full size.
+multiplications go. Maps in one concatenation that shrink, as the largest in smp's Segformer, or
+are interpolated in another way than most are interpolated as before, and then are maps of the full
+size.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pspfast.ops import upsample_concat_conv2d
 from pspfast.rewrite.facts import aten, hint, pixels, value
 from pspfast.rewrite.graph import Graph, Unfit
 from pspfast.rewrite.rules.matching import (
+    Upsampling,
     concatenated,
     convolution,
     summed,
@@ -47,7 +49,7 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
         return
     total = summed(conv.x)
     members, gone = concatenated(conv.x) or total or ([conv.x], [])
-    found = [upsampling(member) for member in members]
+    found = [_growing(member) for member in members]
     ways = Counter((f.mode, f.align_corners) for f in found if f)
     if not ways:
         return
@@ -79,6 +81,11 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
         align_corners=align_corners,
         bias=conv.bias,
     )
+
+
+def _growing(node: fx.Node) -> Upsampling | None:
+    found = upsampling(node)
+    return found if found and pixels(found.source) < pixels(node) else None
 
 
 def _multiplications(maps: list[fx.Node]) -> int:
