@@ -115,6 +115,13 @@ class Graph:
         node.meta[DERIVED] = True
         return node
 
+    def insert_of_weight(
+        self, before: fx.Node, function: Callable[..., Any], *args: Any
+    ) -> fx.Node:
+        """:meth:`derive` where that can be, in inference of weights alone, else :meth:`insert`."""
+        is_kept = self.is_inference and all(map(self.is_weight, _nodes(args)))
+        return (self.derive if is_kept else self.insert)(before, function, *args)
+
     def is_weight(self, node: fx.Node) -> bool:
         """Whether a node is an input that nobody here writes to, or derived from such."""
         if node.op != "placeholder":

@@ -130,9 +130,9 @@ def transformers_model(name: str) -> nn.Module:
             backbone_config=backbone, hidden_size=32, auxiliary_in_channels=32, num_labels=CLASSES
         )
         model = library.UperNetForSemanticSegmentation(config)
-    elif name == "SegFormer":
+    elif name in ("SegFormer", "SegFormer-B2"):
         config = library.SegformerConfig(
-            depths=[1, 1, 1, 1],
+            depths=[3, 4, 6, 3] if name == "SegFormer-B2" else [1, 1, 1, 1],
             hidden_sizes=[16, 32, 40, 64],
             decoder_hidden_size=64,
             hidden_dropout_prob=0.0,

@@ -99,6 +99,16 @@ def test_other_interpolations_in_between_stay() -> None:
     assert report.applications[0].replaced == ("upsample_bilinear2d", "cat", "conv2d")
 
 
+def test_maps_that_shrink_are_interpolated_as_before() -> None:
+    class Shrinking(Fusion):
+        def forward(self, *maps: Tensor) -> Tensor:
+            return self.conv(torch.cat([self.up(m, maps[1]) for m in maps], 1))
+
+    report = check(Shrinking(), *maps((26, 36), (13, 18), (5, 6)))
+    assert rules(report) == ["same_size_upsample", RULE]
+    assert report.applications[1].replaced == ("upsample_bilinear2d", "cat", "conv2d")
+
+
 def test_the_upsampled_map_may_be_used_elsewhere() -> None:
     class Shared(Fusion):
         def forward(self, *maps: Tensor) -> Any:

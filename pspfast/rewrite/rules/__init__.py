@@ -8,12 +8,14 @@ from pspfast.rewrite.rules import (
     pointwise_before_upsample,
     pyramid_pool,
     same_size_upsample,
+    summed_upsample,
     upsample_concat_conv2d,
     upsample_logits,
 )
 
 RULES = (
     same_size_upsample,
+    summed_upsample,
     pointwise_before_upsample,
     upsample_concat_conv2d,
     merged_pointwise,

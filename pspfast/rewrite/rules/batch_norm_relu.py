@@ -16,7 +16,7 @@ from pspfast.ops import batch_norm_relu as op
 from pspfast.ops.batch_norm_relu import has_kernel
 from pspfast.rewrite.facts import arguments, aten, value
 from pspfast.rewrite.graph import Graph, Unfit
-from pspfast.rewrite.rules.chains import epilogue
+from pspfast.rewrite.rules.matching import epilogue
 
 NAME = "batch_norm_relu"
 TARGETS = (aten.batch_norm.default,)

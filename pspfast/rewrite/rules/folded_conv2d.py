@@ -21,8 +21,8 @@ from pspfast.ops import upsample_concat_conv2d
 from pspfast.ops.common.checks import is_channels_last
 from pspfast.rewrite.facts import arguments, aten, hint, value
 from pspfast.rewrite.graph import Graph, Unfit
-from pspfast.rewrite.rules.chains import epilogue, only_user
 from pspfast.rewrite.rules.dilated_conv2d import winograd_dilation
+from pspfast.rewrite.rules.matching import epilogue, only_user
 
 NAME = "folded_conv2d"
 TARGETS = (aten.conv2d.default, upsample_concat_conv2d)

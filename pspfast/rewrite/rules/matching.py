@@ -1,4 +1,4 @@
-"""Operators that several rules look for."""
+"""Operators, and chains of them, that several rules look for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _UPSAMPLINGS = {
     aten.upsample_nearest2d.vec: "nearest",
 }
 UPSAMPLINGS = tuple(_UPSAMPLINGS)
+SUMS = (aten.add.Tensor, aten.sum.dim_IntList)
 
 
 class Upsampling(NamedTuple):
@@ -110,6 +111,91 @@ def concatenated(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]] | None:
     return maps, nodes
 
 
+def summed(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]] | None:
+    """The maps of one shape and dtype that are added in ``node``, those of sums in it that nobody
+    else reads in their places, and the nodes that do so; None if it is no such sum."""
+    found = _summands(node)
+    if found is None:
+        return None
+    members, nodes = found
+    if value(node).dim() != 4 or not all(_is_alike(value(node), value(m)) for m in members):
+        return None
+    maps: list[fx.Node] = []
+    for member in members:
+        inner = summed(member) if only_user(member) else None
+        maps += inner[0] if inner else [member]
+        nodes += inner[1] if inner else []
+    return maps, nodes
+
+
+def _summands(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]] | None:
+    """Of ``a + b``, of ``0 + a``, with which Python's ``sum`` begins, and of
+    ``torch.stack(maps, dim).sum(dim)``, whose nodes come second."""
+    named: dict[str, Any] = arguments(node) if node.target in SUMS else {}
+    if node.target is aten.add.Tensor and named["alpha"] == 1:
+        other = named["other"]
+        if isinstance(other, fx.Node):
+            return [named["self"], other], [node]
+        return ([named["self"]], [node]) if other == 0 else None
+    if node.target is aten.sum.dim_IntList and not named["keepdim"]:
+        stack = named["self"]
+        if stack.target is not aten.stack.default or only_user(stack) is not node:
+            return None
+        dims, dim = named["dim"], arguments(stack)["dim"]
+        rank = value(stack).dim()
+        if dims is not None and [d % rank for d in dims] == [dim % rank]:
+            return list(arguments(stack)["tensors"]), [stack, node]
+    return None
+
+
 def same_size(a: Tensor, b: Tensor) -> bool:
     """Whether two maps are known to have the same H and W."""
     return same(a.shape[2], b.shape[2]) and same(a.shape[3], b.shape[3])
+
+
+class Epilogue(NamedTuple):
+    """``relu(node + residual)``, of which either may be missing: its nodes in order, none if both
+    are."""
+
+    nodes: list[fx.Node]
+    residual: fx.Node | None
+    relu: bool
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The node that alone reads this one."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def epilogue(node: fx.Node) -> Epilogue:
+    """What is added to a map of the same shape, and the ReLU after it."""
+    nodes: list[fx.Node] = []
+    residual = None
+    last, user = node, only_user(node)
+    if user is not None and (other := _added(user, last)) is not None:
+        residual = other
+        nodes.append(user)
+        last, user = user, only_user(user)
+    relu = user is not None and user.target is aten.relu.default
+    if relu:
+        assert user is not None
+        nodes.append(user)
+    return Epilogue(nodes, residual, relu)
+
+
+def _added(node: fx.Node, to: fx.Node) -> fx.Node | None:
+    """The other summand, a map of the same shape and dtype."""
+    if node.target is not aten.add.Tensor or arguments(node)["alpha"] != 1:
+        return None
+    a, b = arguments(node)["self"], arguments(node)["other"]
+    other = b if a is to else a
+    if not isinstance(other, fx.Node) or other is to:
+        return None
+    return other if _is_alike(value(to), value(other)) else None
+
+
+def _is_alike(a: Any, b: Any) -> bool:
+    """Whether two values are tensors known to have the same shape and dtype; a size is none."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    return a.dtype == b.dtype and a.dim() == b.dim() and all(map(same, a.shape, b.shape))

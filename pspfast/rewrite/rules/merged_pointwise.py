@@ -2,10 +2,11 @@
 
     W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2)
 
-For C to D to O channels that is C O instead of C D + D O a pixel. The second is a convolution over
-upsampled and concatenated maps (``upsample_concat_conv2d`` with k = 1), the first, on a map of it,
-a linear layer of tokens or a 1×1 convolution: SegFormer's ``linear_c`` and its share of
-``linear_fuse``. The weights of an interpolation add up to 1, so b1 passes through it.
+For C to D to O channels that is C O instead of C D + D O a pixel. Both are 1×1 convolutions or
+both linear layers; or the first is a linear layer of tokens that become a map; or the second is a
+convolution over upsampled and concatenated maps (``upsample_concat_conv2d``, k = 1), each with a
+first layer or without: SegFormer's ``linear_c`` and its share of ``linear_fuse``. The weights of an
+interpolation add up to 1, so b1 passes through it. Nothing else reads what is between the two.
 
 The products are computed in float64, and again when a weight changes.
 """
@@ -19,13 +20,12 @@ from torch import Tensor, fx
 
 from pspfast.ops import upsample_concat_conv2d
 from pspfast.ops.common.checks import format_of
-from pspfast.rewrite.facts import arguments, aten, value
+from pspfast.rewrite.facts import arguments, aten, evaluate, value
 from pspfast.rewrite.graph import Graph, Unfit
-from pspfast.rewrite.rules.chains import only_user
-from pspfast.rewrite.rules.matching import convolution
+from pspfast.rewrite.rules.matching import convolution, only_user
 
 NAME = "merged_pointwise"
-TARGETS = (upsample_concat_conv2d,)
+TARGETS = (upsample_concat_conv2d, aten.conv2d.default, aten.linear.default)
 
 
 class _Layer(NamedTuple):
@@ -39,31 +39,67 @@ class _Layer(NamedTuple):
 
 
 def rewrite(graph: Graph, node: fx.Node) -> None:
-    """Rule: 1×1 layers in front of the maps of a 1×1 fusion."""
-    call: tuple[Any, ...] = node.args
-    maps, weight, size = call
-    bias = node.kwargs["bias"]
-    out_channels, _, k, _ = value(weight).shape
-    layers = [_layer(m) if k == 1 and only_user(m) is node else None for m in maps]
-    layers = [_if_it_pays(layer, out_channels) for layer in layers]
+    """Rule: 1×1 layers in front of the maps of a 1×1 fusion, convolution or linear layer."""
+    is_fusion = node.target is upsample_concat_conv2d
+    is_linear = node.target is aten.linear.default
+    bias: Any
+    if is_fusion:
+        call: tuple[Any, ...] = node.args
+        maps, weight, size = call
+        bias = node.kwargs["bias"]
+    else:
+        named = arguments(node)
+        maps, weight, bias = [named["input"]], named["weight"], named["bias"]
+    is_pointwise = is_linear or tuple(value(weight).shape[2:]) == (1, 1)
+    if not is_pointwise or (node.target is aten.conv2d.default and convolution(node) is None):
+        return
+    find = _linear if is_linear else _layer
+    layers = [find(m) if only_user(m) is node else None for m in maps]
+    layers = [_if_it_pays(layer, value(weight).shape[0]) for layer in layers]
     if not any(layers):
         return
     if not graph.is_inference:
         raise Unfit("gradients may be asked for")
     if torch.is_autocast_enabled(value(node).device.type):
         raise Unfit("under autocast each layer rounds")
-    channels = [value(m).shape[1] for m in maps]
+    channels = [value(m).shape[-1 if is_linear else 1] for m in maps]
     firsts = [layer and layer.weight for layer in layers]
     merged = graph.derive(node, merged_weight, weight, firsts, channels)
     biases = [layer and layer.bias for layer in layers]
     if any(biases):
         bias = graph.derive(node, merged_bias, weight, bias, biases, channels)
+    gone = [*(n for layer in layers if layer for n in layer.nodes), node]
+    if is_linear:
+        (layer,) = layers
+        assert layer is not None
+        merged = graph.derive(node, aten.flatten.using_ints, merged, 1)
+        _replace_linear(graph, gone, layer.x, merged, bias)
+        return
     new_maps = [
         _source(graph, node, layer) if layer else m for layer, m in zip(layers, maps, strict=True)
     ]
-    gone = [n for layer in layers if layer for n in layer.nodes]
-    options = dict(node.kwargs) | {"bias": bias}
-    graph.replace(NAME, [*gone, node], upsample_concat_conv2d, new_maps, merged, size, **options)
+    if is_fusion:
+        options = dict(node.kwargs) | {"bias": bias}
+        graph.replace(NAME, gone, upsample_concat_conv2d, new_maps, merged, size, **options)
+    else:
+        graph.replace(NAME, gone, aten.conv2d.default, *new_maps, merged, bias)
+
+
+def _replace_linear(
+    graph: Graph, gone: list[fx.Node], x: fx.Node, weight: fx.Node, bias: fx.Node | None
+) -> None:
+    """Views that follow depend on the strides of the result, which depend on those of ``x``."""
+    result = evaluate(graph.mode, aten.linear.default, (x, weight, bias), {})
+    if result.stride() != value(gone[-1]).stride():
+        raise Unfit("the result would have other strides")
+    graph.replace(NAME, gone, aten.linear.default, x, weight, bias)
+
+
+def _linear(node: fx.Node) -> _Layer | None:
+    if node.target is not aten.linear.default:
+        return None
+    named = arguments(node)
+    return _Layer([node], named["input"], named["weight"], named["bias"], None)
 
 
 def _layer(node: fx.Node) -> _Layer | None:
@@ -96,7 +132,8 @@ def _swaps_last_two(node: fx.Node) -> bool:
 
 
 def _if_it_pays(layer: _Layer | None, out_channels: int) -> _Layer | None:
-    if layer is None:
+    # A linear layer's weight may be a vector.
+    if layer is None or value(layer.weight).dim() == 1:
         return None
     inner, channels = value(layer.weight).shape[:2]
     return layer if out_channels * channels < inner * (channels + out_channels) else None

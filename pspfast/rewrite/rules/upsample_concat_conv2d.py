@@ -1,13 +1,19 @@
-"""A convolution over a concatenation with upsampled maps runs without both.
+"""A convolution over a concatenation or sum with upsampled maps runs without both.
 
     conv(cat[m_0, up(m_1), …], W) = Σ_i interpolate-and-accumulate(W_i[:, :, ky, kx] m_i)
 
 with W_i the weight's part for the channels of m_i: :func:`pspfast.ops.upsample_concat_conv2d`. A
 map upsampled from h w to H W pixels costs h w / (H W) of its share of the multiplications.
 
+    conv(up(m_0) + up(m_1) + …, W) = conv(cat[up(m_0), up(m_1), …], [W W …])
+
+where nothing else reads the sum. Each map has a share as large as the sum's: nothing is saved with
+one of the full size among them.
+
 Done for kernels of 1×1 and 3×3 with stride 1 and without groups, where at least 15 % of the
-multiplications go. Maps in one concatenation that are interpolated in another way than most are
-interpolated as before, and then are maps of the full size.
+multiplications go. Maps in one concatenation that shrink, as the largest in smp's Segformer, or
+are interpolated in another way than most are interpolated as before, and then are maps of the full
+size.
 """
 
 from __future__ import annotations
@@ -20,7 +26,14 @@ from torch import fx
 from pspfast.ops import upsample_concat_conv2d
 from pspfast.rewrite.facts import aten, hint, pixels, value
 from pspfast.rewrite.graph import Graph, Unfit
-from pspfast.rewrite.rules.matching import concatenated, convolution, upsampled_size, upsampling
+from pspfast.rewrite.rules.matching import (
+    Upsampling,
+    concatenated,
+    convolution,
+    summed,
+    upsampled_size,
+    upsampling,
+)
 
 NAME = "upsample_concat_conv2d"
 TARGETS = (aten.conv2d.default,)
@@ -34,34 +47,45 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
     conv = convolution(node)
     if conv is None:
         return
-    members, gone = concatenated(conv.x) or ([conv.x], [])
-    found = [upsampling(member) for member in members]
+    total = summed(conv.x)
+    members, gone = concatenated(conv.x) or total or ([conv.x], [])
+    found = [_growing(member) for member in members]
     ways = Counter((f.mode, f.align_corners) for f in found if f)
     if not ways:
         return
     (mode, align_corners), _ = ways.most_common(1)[0]
     taken = [f if f and (f.mode, f.align_corners) == (mode, align_corners) else None for f in found]
     maps = [f.source if f else m for f, m in zip(taken, members, strict=True)]
-    left = _multiplications(maps) / _multiplications(members)
+    left = _multiplications(maps) / _multiplications([conv.x])
     if left > _MOST_LEFT:
         raise Unfit(f"{left:.0%} of the multiplications would be left")
+    if total and len(conv.x.users) > 1:
+        raise Unfit("the sum is used elsewhere too")
     full = next((m for f, m in zip(taken, members, strict=True) if f is None), None)
     size: list[Any]
     if full is not None:
         size = graph.size_of(node, full)
     else:
         size = upsampled_size(next(f for f in taken if f))
+    weight = conv.weight
+    if total:
+        weight = graph.insert_of_weight(node, aten.cat.default, [weight] * len(maps), 1)
     graph.replace(
         NAME,
         [*gone, *(f.node for f in taken if f), node],
         upsample_concat_conv2d,
         maps,
-        conv.weight,
+        weight,
         size,
         mode=mode,
         align_corners=align_corners,
         bias=conv.bias,
     )
+
+
+def _growing(node: fx.Node) -> Upsampling | None:
+    found = upsampling(node)
+    return found if found and pixels(found.source) < pixels(node) else None
 
 
 def _multiplications(maps: list[fx.Node]) -> int:
