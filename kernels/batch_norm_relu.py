@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .batch_norm_statistics import ADDED_CHANNELS, BACKWARD_BYTES, FORWARD_BYTES, tiles_of
+from .batch_norm_statistics import ADDED_CHANNELS, BACKWARD_BYTES, FORWARD_BYTES, Tiles
 from .jit.batch_norm_relu import add_sums_kernel, apply_kernel, grad_input_kernel, grad_sums_kernel
 from .launch import empty_map, launches_on_tensor_device, next_power_of_2, wrap_triton
 
@@ -30,7 +30,7 @@ def batch_norm_relu(
     out = empty_map(x, (batch, channels, height, width), channels_last=True)
     if x.numel() == 0:
         return out
-    tiles = tiles_of(x, FORWARD_BYTES)
+    tiles = Tiles.of(x, FORWARD_BYTES)
     wrap_triton(apply_kernel)[tiles.grid()](
         x,
         statistics,
@@ -67,7 +67,7 @@ def batch_norm_relu_grad_sums(
         grad_residual = empty_map(x, (batch, channels, height, width), channels_last=True)
     if x.numel() == 0:
         return x.new_zeros((2, channels), dtype=torch.float32), grad_residual
-    tiles = tiles_of(x, BACKWARD_BYTES)
+    tiles = Tiles.of(x, BACKWARD_BYTES)
     programs = tiles.programs_of_sums()
     sums = x.new_empty((2, programs, channels), dtype=torch.float32)
     wrap_triton(grad_sums_kernel)[(tiles.channel_blocks * programs,)](
@@ -118,7 +118,7 @@ def batch_norm_relu_grad_input(
     grad_x = empty_map(x, (batch, channels, height, width), channels_last=True)
     if x.numel() == 0:
         return grad_x
-    tiles = tiles_of(x, BACKWARD_BYTES)
+    tiles = Tiles.of(x, BACKWARD_BYTES)
     wrap_triton(grad_input_kernel)[tiles.grid()](
         grad,
         x,
@@ -135,6 +135,7 @@ def batch_norm_relu_grad_input(
     return grad_x
 
 
+@launches_on_tensor_device
 def batch_norm_relu_backward(
     grad: Tensor,
     x: Tensor,

@@ -44,6 +44,25 @@ class Tiles(NamedTuple):
     channel_blocks: int
     pixel_blocks: int
 
+    @classmethod
+    def of(cls, x: Tensor, most_bytes: int) -> "Tiles":
+        """Of a map, with at most so many bytes of it in a tile."""
+        channels = x.shape[1]
+        pixels = x.numel() // channels
+        block_c = column_block(channels)
+        channel_blocks = triton.cdiv(channels, block_c)
+        pixel_bytes = block_c * x.element_size()
+        block_p, least_p = most_bytes // pixel_bytes, _LEAST_BYTES // pixel_bytes
+        while block_p > least_p and channel_blocks * triton.cdiv(pixels, block_p) < _PROGRAMS:
+            block_p //= 2
+        divisor = width_divisor(channels)
+        return cls(
+            (pixels, channels // divisor),
+            {"CHANNEL_DIVISOR": divisor, "BLOCK_P": block_p, "BLOCK_C": block_c},
+            channel_blocks,
+            triton.cdiv(pixels, block_p),
+        )
+
     def grid(self) -> tuple[int]:
         """A program for every tile."""
         return (self.channel_blocks * self.pixel_blocks,)
@@ -51,24 +70,6 @@ class Tiles(NamedTuple):
     def programs_of_sums(self) -> int:
         """Programs that share the pixels of a block of channels in a kernel that sums them."""
         return min(self.pixel_blocks, max(_PROGRAMS // self.channel_blocks, 1))
-
-
-def tiles_of(x: Tensor, most_bytes: int) -> Tiles:
-    channels = x.shape[1]
-    pixels = x.numel() // channels
-    block_c = column_block(channels)
-    channel_blocks = triton.cdiv(channels, block_c)
-    pixel_bytes = block_c * x.element_size()
-    block_p, least_p = most_bytes // pixel_bytes, _LEAST_BYTES // pixel_bytes
-    while block_p > least_p and channel_blocks * triton.cdiv(pixels, block_p) < _PROGRAMS:
-        block_p //= 2
-    divisor = width_divisor(channels)
-    return Tiles(
-        (pixels, channels // divisor),
-        {"CHANNEL_DIVISOR": divisor, "BLOCK_P": block_p, "BLOCK_C": block_c},
-        channel_blocks,
-        triton.cdiv(pixels, block_p),
-    )
 
 
 class _Running(NamedTuple):
@@ -100,7 +101,7 @@ def batch_norm_statistics(
     channels = x.shape[1]
     if x.numel() == 0:
         return x.new_zeros(2 * channels + 1, dtype=torch.float32)
-    tiles = tiles_of(x, FORWARD_BYTES)
+    tiles = Tiles.of(x, FORWARD_BYTES)
     programs = tiles.programs_of_sums()
     moments = x.new_empty((2, programs, channels), dtype=torch.float32)
     wrap_triton(moments_kernel)[(tiles.channel_blocks * programs,)](

@@ -101,7 +101,7 @@ bool is_aligned(const MapUpsampleParams& params, const LevelValues<Void>& values
 
 template <typename T, typename V, int Size, typename Direction>
 bool launch_format(const Direction& direction, const MapUpsampleParams& params, cudaStream_t stream) {
-  const int64_t shared_bytes = shared_bytes_of_block(kUpsampleBlocks);
+  const int64_t shared_bytes = std::min(kMostUpsampleBytes, shared_bytes_of_block(kUpsampleBlocks));
   return params.channels_last ? direction.template launch<T, V, Size, true>(params, shared_bytes, stream)
                               : direction.template launch<T, V, Size, false>(params, shared_bytes, stream);
 }
@@ -136,7 +136,7 @@ cudaError_t dispatch(const Direction& direction, const MapUpsampleParams& params
 
 template <typename T>
 int64_t sums_of(const MapUpsampleParams& params) {
-  const int64_t shared_bytes = shared_bytes_of_block(kUpsampleBlocks);
+  const int64_t shared_bytes = std::min(kMostUpsampleBytes, shared_bytes_of_block(kUpsampleBlocks));
   const auto sums = [&]<int Size>(std::integral_constant<int, Size>) {
     return params.channels_last ? make_bwd_plan<T, Size, true>(params, shared_bytes).sums
                                 : make_bwd_plan<T, Size, false>(params, shared_bytes).sums;

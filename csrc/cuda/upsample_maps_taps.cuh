@@ -13,6 +13,9 @@ constexpr int kUpsampleThreads = 256;
 // Blocks resident on a multiprocessor: so many leave a thread 128 registers. The forward needs 64 of them for the sums
 // of kPixels pixels, two sources and the base, 8 channels each.
 constexpr int kUpsampleBlocks = 2;
+// Of a block at most: as many bytes of shared memory let two blocks reside on every chip since sm_80, whose
+// multiprocessors have 164 KB, of which the system keeps 1 KB for each block.
+constexpr int64_t kMostUpsampleBytes = 81 * 1024;
 // Columns of a tile at most: bounds the tables of taps.
 constexpr int kTileCols = 128;
 // A thread takes this many neighbouring pixels of a row together: they have most of their sources in common, and as

@@ -21,7 +21,7 @@ PUBLIC = [
 
 
 def test_there_are_launchers() -> None:
-    assert len(PUBLIC) == 17
+    assert len(PUBLIC) == 22
 
 
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__name__)

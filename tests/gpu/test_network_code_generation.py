@@ -12,8 +12,6 @@ from tools.network_calls import network_calls
 from tools.occupancy import CHIPS, resident_blocks
 
 SOURCES = Path(__file__).parents[2] / "csrc/cuda"
-# What every launch may use without asking the driver for more.
-MAX_SHARED_BYTES = 48 * 1024
 # The five blocks of upsample_cross_entropy_backward.cuh are those of the 228 KB of sm_90; sm_80
 # has 164 KB.
 LOSS_BACKWARD_BLOCKS_ON_SM_80 = 4
@@ -27,7 +25,7 @@ def test_launch_bounds_are_kept(cuda_code: Callable[..., list], arch: int) -> No
         (code,) = [c for c in cuda_code(launch.stem, arch) if c.name == launch.kernel]
         assert launch.threads == code.threads, code.name
         shared = code.static_shared + launch.shared_bytes
-        assert shared <= MAX_SHARED_BYTES, code.name
+        assert shared <= CHIPS[arch].shared_of_block, code.name
         least = max(code.min_blocks, 1)
         if arch == 80 and "loss_bwd_kernel" in code.name:
             least = LOSS_BACKWARD_BLOCKS_ON_SM_80
