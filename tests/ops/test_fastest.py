@@ -94,9 +94,10 @@ def test_processes_take_one_choice_without_waiting(tmp_path) -> None:
     processes = [context.Process(target=_choose, args=(rank, rendezvous, found)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    results = dict(found.get() for _ in processes)
     for process in processes:
         process.join()
         assert process.exitcode == 0
+    # What one has found fits into the pipe.
+    results = dict(found.get() for _ in processes)
     assert all(results[0][key] == results[1][key] for key in ("x", "y", "x again"))
     assert results[0]["of rank 0"] == "b" and results[1]["of rank 1"] == "a"
