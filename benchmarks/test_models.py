@@ -55,6 +55,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def own_compilations() -> None:
+    """Functions of one code share the number of times that they may be compiled."""
+    torch.compiler.reset()
+
+
 def build(name: str, device: torch.device) -> nn.Module:
     torch.manual_seed(0)
     model = MODELS[name]()
