@@ -48,10 +48,10 @@ inline int source_cols(const MapUpsampleParams& params, const BackwardGroup& gro
 PSPFAST_HOST_DEVICE inline int segment_sources(const MapUpsampleParams& params, const BackwardGroup& group, int level) {
   return row_axis(params, level).most_sources(group.segment_rows);
 }
-PSPFAST_HOST_DEVICE inline int most_source_rows(const MapUpsampleParams& params, const BackwardGroup& group,
-                                                int level) {
-  const int rows = segment_sources(params, group, level);
-  return rows < group.source_rows ? rows : group.source_rows;
+// Source rows of a level that a block gathers for, at most. Of more sources than positions some are read by none, and
+// count where there are no segments.
+inline int most_source_rows(const MapUpsampleParams& params, const BackwardGroup& group, int level) {
+  return group.segments > 1 ? segment_sources(params, group, level) : std::min(group.source_rows, params.rows[level]);
 }
 
 inline void count_sums(const MapUpsampleParams& params, BackwardGroup& group) {

@@ -84,6 +84,9 @@ CASES = [
     conv(256, 8, 5, 3, bins=(1, 3)),
     conv(256, 3, 5, 2, bins=(2,), k=1, align=True),
     concat(128, 8, 5, 2, x=8, bins=(1, 2, 3, 4)),
+    # The same of more sources than positions.
+    conv(300, 8, 1, 2, bins=(7,)),
+    concat(300, 8, 1, 1, x=0, bins=(7, 3)),
     # Contiguous rows of vectors, and of those of float32 alone; a block's last channels missing.
     conv(2, 13, 7, 8),
     concat(1, 3, 5, 12, x=3),
