@@ -12,6 +12,14 @@ sys.path.append(str(Path(__file__).parents[1]))
 from tools.camvid import camvid_folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full-sizes",
+        action="store_true",
+        help="tests/rewrite/test_whole_models.py at 512x512 and 509x333, which takes an hour",
+    )
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

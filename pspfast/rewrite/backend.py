@@ -54,7 +54,7 @@ def rewrite_and_compile(
     graph = Graph(traced, mode, report)
     for rule in RULES:
         graph.apply(rule)
-    restore_in_place(traced.graph)
+    restore_in_place(traced.graph, graph.is_inference)
     derived = lift_derived(traced)
     traced.graph.lint()
     traced.recompile()

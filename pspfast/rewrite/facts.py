@@ -63,6 +63,12 @@ def updates_running_statistics(node: fx.Node) -> bool:
     return node.target is aten.batch_norm.default and bool(arguments(node)["training"])
 
 
+def reads_real_numbers(node: fx.Node) -> bool:
+    """Whether floating-point tensors are among what the node reads, and no complex ones."""
+    values = [v for v in map(value, node.all_input_nodes) if isinstance(v, Tensor)]
+    return any(v.is_floating_point() for v in values) and not any(v.is_complex() for v in values)
+
+
 def regions(graph: fx.Graph) -> tuple[dict[fx.Node, int], set[fx.Node]]:
     """A number for each node that changes where autocast or the grad mode does, and the nodes
     within an autocast region."""

@@ -11,6 +11,8 @@ from torch._subclasses import FakeTensorMode
 
 from pspfast.rewrite.facts import arguments, aten, difference, evaluate, regions, storages, value
 
+# Marks what the rules put into a graph.
+INSERTED = "pspfast_inserted"
 _IN_PLACE = "pspfast_in_place"
 _DROPOUTS = (
     aten.dropout.default,
@@ -61,15 +63,21 @@ def make_functional(graph: fx.Graph, mode: FakeTensorMode) -> None:
         graph.erase_node(node)
 
 
-def restore_in_place(graph: fx.Graph) -> None:
-    """Undoes :func:`make_functional` where the tensor and its users are still those of then."""
+def restore_in_place(graph: fx.Graph, is_inference: bool) -> None:
+    """Undoes :func:`make_functional` where the tensor and its users are still those of then, and
+    no operator of a rule may have kept the tensor for backward."""
+    inserted = [] if is_inference else [n for n in graph.nodes if INSERTED in n.meta]
+    kept = [(n, set().union(*map(storages, n.all_input_nodes))) for n in inserted]
     for node in list(graph.nodes):
         in_place, target = node.meta.get(_IN_PLACE, (None, None))
         if in_place is None or node.args[0] is not target:
             continue
         if any(user > node for user in target.users):
             continue
-        if not _has_other_names(graph, node, target, storages(target)):
+        memory = storages(target)
+        if any(user < node and memory & read for user, read in kept):
+            continue
+        if not _has_other_names(graph, node, target, memory):
             node.target = in_place
 
 

@@ -14,7 +14,7 @@ from pspfast.ops.common.checks import format_of
 from pspfast.rewrite import facts
 from pspfast.rewrite.derived import DERIVED
 from pspfast.rewrite.facts import aten, difference, storages, value
-from pspfast.rewrite.functional import make_functional, remove_nothings
+from pspfast.rewrite.functional import INSERTED, make_functional, remove_nothings
 from pspfast.rewrite.report import Report
 
 
@@ -75,6 +75,8 @@ class Graph:
             if node not in self._regions:
                 # It went with another.
                 continue
+            if not facts.reads_real_numbers(node):
+                continue
             try:
                 rule.rewrite(self, node)
             except Unfit as reason:
@@ -96,6 +98,7 @@ class Graph:
             raise Unfit(f"{type(error).__name__}: {error}") from error
         with self.module.graph.inserting_before(before):
             node = self.module.graph.call_function(function, args, kwargs)
+        node.meta[INSERTED] = True
         if "nn_module_stack" in before.meta:
             node.meta["nn_module_stack"] = before.meta["nn_module_stack"]
         node.meta["val"] = result
@@ -154,6 +157,7 @@ class Graph:
         root = matched[-1]
         new = self.insert(root, function, *args, **kwargs)
         self.check_movable(matched)
+        self._check_kept(matched)
         if reason := difference(value(root), value(new)):
             raise Unfit(reason)
         if isinstance(value(root), torch.Tensor) and value(root).dim() == 4:
@@ -223,6 +227,19 @@ class Graph:
             is_between = first < node < last and node not in matched
             if is_between and (written is None or written & read):
                 raise Unfit(f"{facts.name_of(node)} writes into a tensor of it")
+
+
+    def _check_kept(self, matched: Sequence[fx.Node]) -> None:
+        """What backward of an operator may keep, though that of what it replaces does not, is not
+        written to afterwards."""
+        if self.is_inference:
+            return
+        read = set().union(*map(storages, [m for n in matched for m in n.all_input_nodes]))
+        for node, written in self._writes:
+            if node <= matched[-1] or facts.updates_running_statistics(node):
+                continue
+            if written is None or written & read:
+                raise Unfit(f"{facts.name_of(node)} writes into a tensor of it afterwards")
 
 
 def _nodes(arguments: Any) -> list[fx.Node]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.fx.traceback
+import torch.utils._pytree as pytree
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext, detect_fake_mode
@@ -32,7 +33,8 @@ def trace(
     values belong to; every node has its value under ``meta["val"]``.
 
     Raises:
-        CannotTraceError: it has an operator on graphs, or tracing it failed.
+        CannotTraceError: it has an operator on graphs or a transform of torch.func, or tracing it
+            failed.
     """
     for node in module.graph.nodes:
         if isinstance(node.target, HigherOrderOperator):
@@ -49,10 +51,20 @@ def trace(
 
     try:
         with as_current(mode), mode, enable_python_dispatcher():
-            return make_fx(run, pre_dispatch=True)(*inputs), mode
+            traced = make_fx(run, pre_dispatch=True)(*inputs)
     except Exception as error:
         # Whatever a library does that cannot be traced again still runs as Dynamo captured it.
         raise CannotTraceError(f"tracing failed: {type(error).__name__}: {error}") from error
+    for node in traced.graph.nodes:
+        # Their tensors stand for others: of other shapes in vmap, without memory in grad and jvp.
+        if any(map(_is_transformed, pytree.tree_leaves(node.meta.get("val")))):
+            raise CannotTraceError("the graph has a transform of torch.func")
+    return traced, mode
+
+
+def _is_transformed(value: Any) -> bool:
+    is_tensor = isinstance(value, torch.Tensor)
+    return is_tensor and torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def fake(mode: FakeTensorMode, placeholder: fx.Node, value: Any) -> Any:

@@ -46,8 +46,9 @@ def _bins(node: fx.Node) -> int | None:
 
 
 def level_of(pooled: Tensor, first: int, b: int) -> Tensor:
-    """``[N, C, b, b]`` of ``[N, C, S]``, from bin ``first`` on."""
+    """``[N, C, b, b]`` of ``[N, C, S]``, from bin ``first`` on, in memory of its own: another pool
+    may have the same level."""
     level = pooled[:, :, first : first + b * b].unflatten(2, (b, b))
     is_channels_last = pooled.transpose(1, 2).is_contiguous() and not pooled.is_contiguous()
     layout = torch.channels_last if is_channels_last else format_of(level)
-    return level.contiguous(memory_format=layout)
+    return level.clone(memory_format=layout)
