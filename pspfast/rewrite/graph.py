@@ -228,7 +228,6 @@ class Graph:
             if is_between and (written is None or written & read):
                 raise Unfit(f"{facts.name_of(node)} writes into a tensor of it")
 
-
     def _check_kept(self, matched: Sequence[fx.Node]) -> None:
         """What backward of an operator may keep, though that of what it replaces does not, is not
         written to afterwards."""

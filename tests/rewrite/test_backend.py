@@ -112,6 +112,22 @@ def test_symbolic_sizes() -> None:
     assert "upsample_concat_conv2d" in rules(report)
 
 
+def test_symbolic_sizes_of_training() -> None:
+    model = Network().double()
+    other = copy.deepcopy(model)
+    compiled, report = rewritten(other, dynamic=True, fullgraph=True)
+    for size in ((2, 3, 33, 33), (3, 3, 41, 37)):
+        x = image(*size, dtype=torch.float64)
+        results = []
+        for run, network in ((compiled, other), (model, model)):
+            out = run(x)
+            out.square().mean().backward()
+            results.append([out.detach(), [p.grad for p in network.parameters()]])
+            results[-1].append(list(network.buffers()))
+        same(*results, 1e-10)
+    assert {"upsample_concat_conv2d", "batch_norm_relu"} <= set(rules(report))
+
+
 def test_graph_breaks() -> None:
     class Broken(Network):
         def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,14 +49,15 @@ def test_three_in_a_row() -> None:
     assert rules(check(model, map_())) == [RULE, RULE]
 
 
-def test_a_linear_layer_of_tokens_before_a_convolution() -> None:
+@pytest.mark.parametrize("swap", [lambda x: x.transpose(1, 2), lambda x: x.permute(0, 2, 1)])
+def test_a_linear_layer_of_tokens_before_a_convolution(swap: Callable[[Tensor], Tensor]) -> None:
     class Decoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.Linear(8, 24), nn.Conv2d(24, 12, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            rows = self.first(x.flatten(2).transpose(1, 2)).transpose(1, 2)
+            rows = swap(self.first(x.flatten(2).transpose(1, 2)))
             return self.second(rows.reshape(x.shape[0], -1, *x.shape[2:]))
 
     assert rules(check(Decoder(), map_())) == [RULE]

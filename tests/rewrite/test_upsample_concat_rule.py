@@ -80,6 +80,20 @@ def test_every_map_upsampled_by_a_factor() -> None:
     assert RULE in rules(check(Factor(), *maps((5, 6), (5, 6), (5, 6))))
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Upsample(scale_factor=2),
+        nn.Upsample(size=(15, 20), mode="bilinear"),
+        nn.UpsamplingBilinear2d(scale_factor=4),
+    ],
+    ids=str,
+)
+def test_modules_that_upsample(module: nn.Module) -> None:
+    assert rules(check(nn.Sequential(module, Fusion().conv), *maps((7, 9)))) == [RULE]
+
+
 def test_one_map() -> None:
     class Alone(Fusion):
         def forward(self, x: Tensor) -> Tensor:
@@ -140,10 +154,18 @@ def test_reflected_padding_stays() -> None:
     assert RULE not in rules(check(model, *maps(*PYRAMID)))
 
 
-@pytest.mark.parametrize("mode", ["bicubic", "nearest-exact", "area"])
-def test_other_modes_stay(mode: str) -> None:
+@pytest.mark.parametrize(
+    "interpolation",
+    [
+        {"mode": "bicubic"},
+        {"mode": "nearest-exact"},
+        {"mode": "area"},
+        {"mode": "bilinear", "antialias": True},
+    ],
+)
+def test_other_modes_stay(interpolation: dict[str, Any]) -> None:
     model = Fusion()
-    model.interpolation = {"mode": mode}
+    model.interpolation = interpolation
     assert RULE not in rules(check(model, *maps(*PYRAMID)))
 
 
