@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,14 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tools.camvid import camvid_folder
+
+
+def pytest_configure() -> None:
+    """The processes of pytest-xdist, and those that their tests start, share the processors."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture(autouse=True)
