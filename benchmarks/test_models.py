@@ -68,7 +68,11 @@ def build(name: str, device: torch.device) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    return model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)
+    with torch.no_grad():
+        # transformers installs hooks at the first call, which would break every side's graph.
+        model.eval()(torch.zeros(1, 3, 64, 64, device=device))
+    return model
 
 
 def upsampled(model: nn.Module, images: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="tests/rewrite/test_whole_models.py at 512x512 and 509x333, which takes an hour",
     )
+
+
+def pytest_configure() -> None:
+    """The processes of pytest-xdist, and those that their tests start, share the processors."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture(autouse=True)

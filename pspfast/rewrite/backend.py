@@ -12,12 +12,16 @@ from torch._dynamo.backends.registry import lookup_backend
 from pspfast.rewrite.derived import lift_derived, with_derived
 from pspfast.rewrite.functional import restore_in_place
 from pspfast.rewrite.graph import Graph
+from pspfast.rewrite.libraries import prepare_libraries
 from pspfast.rewrite.report import Report
 from pspfast.rewrite.rules import RULES
 from pspfast.rewrite.tracing import CannotTraceError, trace
 
 _log = logging.getLogger(__name__)
 _REST = ("inductor", "eager")
+
+# At import: before the frames of a first model are traced.
+prepare_libraries()
 
 
 def backend(
