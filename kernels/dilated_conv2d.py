@@ -110,7 +110,7 @@ def takes_boxes(x: Tensor, out_channels: int) -> bool:
     return has_tensor_descriptors(x) and not _ieee(x) and all(row % 16 == 0 for row in rows)
 
 
-def _boxes_by_rule(x: Tensor, out_channels: int) -> bool:
+def boxes_by_rule(x: Tensor, out_channels: int) -> bool:
     """Whether a convolution has it where nothing is timed.
 
     A round of 128 by 256 results keeps the tensor cores of sm_90 busy for 1024 cycles. With
@@ -189,7 +189,7 @@ def _convolve(
     out = empty_map(x, (batch, out_channels, height, width), channels_last=True)
     if out.numel() == 0:
         return out
-    boxes = _boxes_by_rule(x, out_channels) if boxes is None else boxes
+    boxes = boxes_by_rule(x, out_channels) if boxes is None else boxes
     # A view can begin anywhere, which is for pointers alone.
     if boxes and all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, residual)):
         _convolve_boxes(x, weight, bias, residual, out, dilation, relu, transposed)

@@ -158,7 +158,7 @@ def boxes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         launch(*arguments)
 
     monkeypatch.setattr(launchers, "_convolve_boxes", noted)
-    monkeypatch.setattr(launchers, "_boxes_by_rule", launchers.takes_boxes)
+    monkeypatch.setattr(launchers, "boxes_by_rule", launchers.takes_boxes)
     monkeypatch.setattr(launchers, "has_tensor_descriptors", lambda x: True)
     # The interpreter has no TF32.
     monkeypatch.setattr(launchers, "_ieee", lambda x: False)
