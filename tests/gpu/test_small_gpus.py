@@ -125,9 +125,9 @@ def test_which_kernel_convolves(chip: str, launches: Any, monkeypatch: pytest.Mo
     assert kernel((60, 60)) == kernel((119, 119)) == best
     # 4096 for 3249; rows of channels of 24 bytes.
     assert kernel((57, 57)) == kernel((60, 60), channels=12) == "_conv_kernel"
-    assert kernel((60, 60), dtype=torch.float32) == "_conv_kernel"
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
     assert kernel((60, 60), dtype=torch.float32) == best
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert kernel((60, 60), dtype=torch.float32) == "_conv_kernel"
 
 
 @pytest.mark.parametrize("chip", AMD, indirect=True)

@@ -19,6 +19,7 @@ from pspfast.kernels.jit.dilated_conv2d_boxes import conv_box_kernel
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 TILES = sorted({tile[:2] for tile in kernels.TILES + kernels.TF32_GRAD_WEIGHT_TILES})
+TILES_AND_COLUMNS = list(zip(TILES, (16, 64, 32, 8, 16), strict=True))
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def test_boxes(case: Case, boxes: list[object]) -> None:
     assert len(boxes) == 3
 
 
-@pytest.mark.parametrize(("tile", "columns"), zip(TILES, (16, 64, 32, 8, 16), strict=True))
+@pytest.mark.parametrize(("tile", "columns"), TILES_AND_COLUMNS, ids=str)
 def test_tiles_of_boxes(
     tile: tuple[int, int], columns: int, boxes: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
