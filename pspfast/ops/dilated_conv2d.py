@@ -26,7 +26,6 @@ from pspfast.ops.common.checks import (
     is_autocast,
     is_channels_last,
 )
-from pspfast.ops.common.fastest_conv2d import define_fastest_ops
 
 _OP = "dilated_conv2d"
 
@@ -227,6 +226,7 @@ if "cpu" not in backends.MISSING:
 @backends.registers_triton_ops
 def _register_triton_ops() -> None:
     from pspfast.kernels import dilated_conv2d as kernels
+    from pspfast.ops.common.fastest_conv2d import define_fastest_ops
 
     @torch.library.triton_op("pspfast::dilated_conv2d_triton", mutates_args=())
     def _triton(
