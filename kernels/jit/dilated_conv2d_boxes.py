@@ -4,6 +4,10 @@ A program has the results of a tile of rows by columns. What a tap reads of it i
 map, loaded by the chip's copy unit, which makes zeros of what is beside the map: no thread has
 addresses, masks or copies. A run of pixels, as pointers take it, is no box where it goes on in the
 next row. From L2 comes as much either way, BLOCK_M * BLOCK_K elements a tap.
+
+No program goes on to another tile: Triton puts the first loads of a tile behind the store of the
+one before, flattened loops or not, and keeps apart what they share here, so that 128 by 256 results
+would take 245,816 of the 232,448 bytes of shared memory that sm_90 lends a program.
 """
 
 from typing import Any
