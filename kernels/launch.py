@@ -40,6 +40,15 @@ def shared_bytes_of_a_block() -> int | None:
     return properties["max_shared_mem"]
 
 
+def has_tensor_descriptors(x: Tensor) -> bool:
+    """Whether the GPU that x is on copies boxes of tensors by itself, as NVIDIA's do since compute
+    capability 9. A tensor that is traced has no address that a descriptor could hold."""
+    is_traced = type(x) not in (Tensor, torch.nn.Parameter)
+    if is_traced or torch.version.hip is not None or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability(x.device)[0] >= 9
+
+
 def dense(x: Tensor) -> tuple[Tensor, bool]:
     """x ``[N, C, H, W]`` in a format that kernels read, and whether the format is channels_last: x
     itself if it is contiguous or channels_last, else a contiguous copy."""

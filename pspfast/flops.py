@@ -166,6 +166,8 @@ def _register(namespace: Any, formulas: dict[str, Callable[..., int]], suffix: s
 @backends.registers_triton_ops
 def _register_triton_formulas() -> None:
     _register(torch.ops.pspfast, _FORMULAS, "_triton")
+    convolution = {name: f for name, f in _FORMULAS.items() if name.startswith("dilated_conv2d")}
+    _register(torch.ops.pspfast, convolution, "_fastest")
 
 
 if "cpu" not in backends.MISSING:

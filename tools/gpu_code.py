@@ -174,7 +174,10 @@ def section(progress: bool = True) -> str:
             f"Triton {triton.__version__}.",
             table(moved, [row.texts() for row in merged(memory_bound)]),
             "### Triton's convolutions",
-            "Every tile that tuning chooses among; M×N results are a program's.",
+            "Every tile that tuning chooses among; M×N results are a program's.\n"
+            "`_conv_box_kernel`, which chips with tensor descriptors take besides, has the same "
+            "tiles and is not\nin the table; tests/gpu holds its machine code to no spills and to "
+            "the chip's unit for all copies.",
             table((*HEADER, "tensor cores"), [row.texts() for row in merged(convolutions)]),
         ]
     )

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from math import prod
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 import pspfast.kernels
 from pspfast.kernels import launch
@@ -226,6 +227,9 @@ class TritonLaunch:
             divisible = False
             if isinstance(arg, Tensor):
                 signature[param.name], divisible = f"*{DTYPES[arg.dtype]}", True
+            elif isinstance(arg, TensorDescriptor):
+                box = f"{DTYPES[arg.base.dtype]}{list(arg.block_shape)}"
+                signature[param.name] = f"tensordesc<{box}>"
             elif param.is_constexpr or (
                 arg == 1 and type(arg) is int and not param.do_not_specialize
             ):
@@ -268,7 +272,14 @@ class Launches:
                 return
             for config in kernel.configs:
                 options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-                self.noted.append(TritonLaunch(kernel.fn, by_name | config.kwargs, options, None))
+                # What the configuration sets in a descriptor is its own.
+                own = {
+                    name: replace(arg) if isinstance(arg, TensorDescriptor) else arg
+                    for name, arg in (by_name | config.kwargs).items()
+                }
+                if config.pre_hook is not None:
+                    config.pre_hook(own)
+                self.noted.append(TritonLaunch(kernel.fn, own, options, None))
 
     def taken(self) -> list[TritonLaunch]:
         """What was noted since the last call; of a kernel that is tuned, all that tuning tries."""

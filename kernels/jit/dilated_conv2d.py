@@ -8,6 +8,7 @@ Tuning leaves the order of sums alone: configurations differ in what results a p
 what it adds at a time.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import triton
@@ -31,10 +32,14 @@ IEEE_TILES = ((64, 64, 4, 3),)
 _KEY = (
     "channels_quotient",
     "out_channels_quotient",
+    "channels",
+    "out_channels",
     "size_class",
     "TRANSPOSED",
     "CHANNEL_DIVISOR",
     "OUT_CHANNEL_DIVISOR",
+    "BLOCK_K",
+    "TILE_W",
 )
 
 
@@ -47,7 +52,8 @@ def _that_fit(
         return configs
     # Of each operand a block for every stage but the one that is computed on, whose place chips of
     # compute capability 9 and 10 take as well: they have room for all.
-    of_each = constants["BLOCK_K"] * arguments["p_x"].element_size()
+    x = arguments["p_x"] if "p_x" in arguments else arguments["d_x"].base
+    of_each = constants["BLOCK_K"] * x.element_size()
     return [
         config
         for config in configs
@@ -56,12 +62,16 @@ def _that_fit(
     ] or configs[-1:]
 
 
-def _tuned(kernel: JITFunction, tiles: tuple[tuple[int, int, int, int], ...]) -> Autotuner:
+def _tuned(
+    kernel: JITFunction,
+    tiles: tuple[tuple[int, int, int, int], ...],
+    pre_hook: Callable[[dict[str, Any]], None] | None = None,
+) -> Autotuner:
     if knobs.runtime.interpret:
         # Nothing can be timed: the smallest.
         tiles = tiles[-1:]
     configs = [
-        triton.Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps=warps, num_stages=stages)
+        triton.Config({"BLOCK_M": m, "BLOCK_N": n}, warps, stages, pre_hook=pre_hook)
         for m, n, warps, stages in tiles
     ]
     key = [name for name in kernel.arg_names if name in _KEY]

@@ -2,7 +2,7 @@
 
 On the CPU by Winograd's algorithm F(4×4, 3×3) (arXiv 1509.09308) where that is faster: a
 convolution with dilation d is d² ordinary ones, on the phases of the map. On a GPU by a Triton
-kernel or by cuDNN, whichever is faster.
+kernel or by cuDNN, whichever is faster: the operator chooses when it runs, compiled or not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from pspfast import backends
 from pspfast.ops.common.checks import (
@@ -27,12 +26,8 @@ from pspfast.ops.common.checks import (
     is_autocast,
     is_channels_last,
 )
-from pspfast.ops.common.fastest import fastest, size_class
 
 _OP = "dilated_conv2d"
-
-# Timing takes images of so many pixels, or one: 64 programs of 128 pixels for each 128 filters.
-_TIMED_PIXELS = 64 * 128
 
 
 class _Arguments(NamedTuple):
@@ -93,8 +88,9 @@ def dilated_conv2d(
                 raise
         case _:
             _check(arguments)
-            if _library_is_faster(arguments):
-                return dilated_conv2d_reference(*arguments)
+            # A program that is exported has the kernel itself, and needs no Python to choose one.
+            if backends.is_automatic() and not torch.compiler.is_exporting():
+                return torch.ops.pspfast.dilated_conv2d_fastest(*arguments)
             return torch.ops.pspfast.dilated_conv2d_triton(*arguments)
 
 
@@ -111,49 +107,6 @@ def dilated_conv2d_reference(
     if residual is not None:
         out = out + residual
     return out.relu() if relu else out
-
-
-def _library_is_faster(arguments: _Arguments) -> bool:
-    """Whether cuDNN is, on the GPU that x is on; by rule it is not, see ``fastest``."""
-    x = arguments.x
-    # A compiler sees the kernel itself; there, and of tensors without data, nothing can be timed.
-    is_traced = torch.compiler.is_compiling() or isinstance(x, FakeTensor)
-    if not backends.is_automatic() or is_traced or x.numel() == 0:
-        return False
-    tensors = [t for t in arguments if isinstance(t, Tensor)]
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    batch, _, height, width = x.shape
-    timed = max(min(batch, _TIMED_PIXELS // (height * width)), 1)
-
-    def run(function: Callable[..., Tensor]) -> Callable[[], None]:
-        def part(name: str, argument: Any) -> Any:
-            if not isinstance(argument, Tensor):
-                return argument
-            some = argument[:timed] if name in ("x", "residual") else argument
-            return some.detach().requires_grad_(needs_grad)
-
-        parts = [part(*item) for item in arguments._asdict().items()]
-
-        def step() -> None:
-            with torch.set_grad_enabled(needs_grad):
-                out = function(*parts)
-            if needs_grad:
-                leaves = [t for t in parts if isinstance(t, Tensor)]
-                torch.autograd.grad(out, leaves, torch.zeros_like(out))
-
-        return step
-
-    out_channels, channels = arguments.weight.shape[:2]
-    kinds = [
-        (is_channels_last(t), t.requires_grad) if isinstance(t, Tensor) else t for t in arguments
-    ]
-    pixels = size_class(batch * height * width)
-    key = (_OP, x.dtype, pixels, channels, out_channels, *kinds, needs_grad)
-    # The result, with gradients all gradients too, and as much that an implementation works in.
-    elements = timed * height * width * (out_channels + needs_grad * (channels + 2 * out_channels))
-    scratch = 2 * x.element_size() * (elements + needs_grad * arguments.weight.numel())
-    triton, library = torch.ops.pspfast.dilated_conv2d_triton, dilated_conv2d_reference
-    return fastest(key, {"triton": run(triton), "library": run(library)}, scratch) == "library"
 
 
 def _check(arguments: _Arguments) -> None:
@@ -273,6 +226,7 @@ if "cpu" not in backends.MISSING:
 @backends.registers_triton_ops
 def _register_triton_ops() -> None:
     from pspfast.kernels import dilated_conv2d as kernels
+    from pspfast.ops.common.fastest_conv2d import define_fastest_ops
 
     @torch.library.triton_op("pspfast::dilated_conv2d_triton", mutates_args=())
     def _triton(
@@ -297,3 +251,11 @@ def _register_triton_ops() -> None:
         return grad_weight if channels_last else grad_weight.contiguous()
 
     _register_autograd("_triton")
+    define_fastest_ops(dilated_conv2d_reference)
+    for part, fake in (
+        ("", _fake),
+        ("_grad_input", _grad_input_fake),
+        ("_grad_weight", _grad_weight_fake),
+    ):
+        torch.library.register_fake(f"pspfast::dilated_conv2d{part}_fastest", fake)
+    _register_autograd("_fastest")

@@ -188,3 +188,39 @@ def test_compiles_for_sizes_of_other_types(
     launchers.dilated_conv2d_grad_weight(x, x, dilation)
     for _, code in compiled(launches, 90, 1):
         assert_fits(code, 90)
+
+
+@pytest.mark.parametrize("arch", [90, 100])
+@pytest.mark.parametrize(
+    ("part", "dtype", "tiles"),
+    [
+        ("forward", torch.float16, None),
+        ("forward", torch.float32, 1),
+        ("forward", torch.bfloat16, 1),
+        ("grad_input", torch.float16, 1),
+    ],
+)
+def test_boxes(
+    launches: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    dtype: torch.dtype,
+    tiles: int | None,
+    arch: int,
+) -> None:
+    """The chip's unit alone copies, both ways. With residuals too nothing spills."""
+    monkeypatch.setattr(launchers, "has_tensor_descriptors", lambda x: True)
+    x, weight = a_map(512, dtype), a_weight(512, 512, dtype)
+    if part == "forward":
+        bias = torch.empty(512, dtype=dtype, device="meta")
+        launchers.dilated_conv2d(x, weight, bias, 4, x, True)
+    else:
+        launchers.dilated_conv2d_grad_input(x, weight, 4)
+    for columns, code in compiled(launches, arch, tiles):
+        assert_fits(code, arch)
+        assert_on_tensor_cores(code, arch, dtype)
+        assert accesses(code, "cp") == accesses(code, "st") == set()
+        # Of both operands, and the residual.
+        assert code.sass.count("UTMALDG") >= 2 + (part == "forward")
+        assert "UTMASTG" in code.sass
+        assert columns == 256 or code.shared <= LEAST_SHARED_BYTES

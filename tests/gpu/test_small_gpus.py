@@ -16,6 +16,7 @@ from triton.runtime.autotuner import Autotuner
 
 from pspfast.kernels import dilated_conv2d as launchers
 from pspfast.kernels.jit import dilated_conv2d as kernels
+from pspfast.kernels.jit import dilated_conv2d_boxes as box_kernels
 from tools.machine_code import TritonLaunch
 from tools.network_calls import network_calls
 
@@ -41,6 +42,8 @@ def chip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     driver = SimpleNamespace(utils=utils, get_current_device=lambda: 0)
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    capability = divmod(target.arch, 10) if target.backend == "cuda" else (9, 4)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", "6.4" if target.backend == "hip" else None)
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: torch.device("meta"))
     return request.param
@@ -83,7 +86,7 @@ def test_tuning_tries_what_fits(chip: str, name: str, dtype: torch.dtype, launch
     tiles = [tuple(launch.args[name] for name in ("BLOCK_M", "BLOCK_N")) for launch in taken]
     (tuner,) = {
         value
-        for value in vars(kernels).values()
+        for value in (vars(kernels) | vars(box_kernels)).values()
         if isinstance(value, Autotuner)
         and value.fn is taken[0].kernel
         and [(c.kwargs["BLOCK_M"], c.kwargs["BLOCK_N"]) for c in value.configs] == tiles
@@ -103,6 +106,28 @@ def test_the_smallest_tile_remains(chip: str, monkeypatch: pytest.MonkeyPatch) -
 def test_without_a_gpu_all_remain() -> None:
     configs = kernels.conv_kernel.configs
     assert kernels._that_fit(configs, {}, BLOCK_K=64) == configs
+
+
+@pytest.mark.parametrize("chip", CHIPS, indirect=True)
+def test_which_kernel_convolves(chip: str, launches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor descriptors where the device has them, for maps that their tiles fit."""
+
+    def kernel(
+        size: tuple[int, int], channels: int = 64, dtype: torch.dtype = torch.float16
+    ) -> str:
+        x = a_map(channels, dtype, (2, *size))
+        launchers.dilated_conv2d(x, a_map(channels, dtype, (64, 3, 3)), None, 2, None, True)
+        (name,) = {launch.kernel.__name__ for launch in launches.taken()}
+        return name
+
+    best = "_conv_box_kernel" if chip in ("H100", "RTX 5090") else "_conv_kernel"
+    # 3840 and 15,360 pixels in tiles, for 3600 and 14,161.
+    assert kernel((60, 60)) == kernel((119, 119)) == best
+    # 4096 for 3249; rows of channels of 24 bytes.
+    assert kernel((57, 57)) == kernel((60, 60), channels=12) == "_conv_kernel"
+    assert kernel((60, 60), dtype=torch.float32) == best
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert kernel((60, 60), dtype=torch.float32) == "_conv_kernel"
 
 
 @pytest.mark.parametrize("chip", AMD, indirect=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
@@ -36,7 +37,8 @@ def checked_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     copy_arguments = GridExecutor._init_args_hst
 
     def note_ranges(executor: GridExecutor, args: tuple, kwargs: dict) -> Any:
-        ranges[:] = [_address_range(arg) for arg in args if isinstance(arg, Tensor)]
+        tensors = [arg.base if isinstance(arg, TensorDescriptor) else arg for arg in args]
+        ranges[:] = [_address_range(arg) for arg in tensors if isinstance(arg, Tensor)]
         return copy_arguments(executor, args, kwargs)
 
     monkeypatch.setattr(GridExecutor, "_init_args_hst", note_ranges)
@@ -50,13 +52,14 @@ def checked_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
             *args: Any,
             access: Any = access,
             mask_place: int = mask_place,
+            **options: Any,
         ) -> Any:
             addresses = pointers.data[args[mask_place].data]
             inside = np.zeros(addresses.shape, dtype=bool)
             for begin, end in ranges:
                 inside |= (begin <= addresses) & (addresses < end)
             assert inside.all(), "an address outside of all tensors"
-            return access(builder, pointers, *args)
+            return access(builder, pointers, *args, **options)
 
         monkeypatch.setattr(InterpreterBuilder, name, checked_access)
 

@@ -15,9 +15,11 @@ from pspfast.kernels.dilated_conv2d import (
     dilated_conv2d_grad_weight,
 )
 from pspfast.kernels.jit import dilated_conv2d as kernels
+from pspfast.kernels.jit.dilated_conv2d_boxes import conv_box_kernel
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 TILES = sorted({tile[:2] for tile in kernels.TILES + kernels.TF32_GRAD_WEIGHT_TILES})
+TILES_AND_COLUMNS = list(zip(TILES, (16, 64, 32, 8, 16), strict=True))
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,19 @@ CASES = [
     Case(70, 2, 2, 1, 1),
     Case(2, 1, 1, 1, 5, 2),
     Case(2, 1, 1, 5, 1, 2),
+]
+
+
+# The pixels of these fit no tile; rows of their channels are multiples of 16 bytes.
+BOX_CASES = [
+    Case(2, 16, 24, 5, 7, 2, HALF),
+    Case(1, 72, 72, 3, 17, 4, BFLOAT),
+    Case(2, 12, 4, 3, 34, 1),
+    # A dilation larger than the map, maps of one row, column and pixel.
+    Case(2, 8, 16, 3, 4, 5, HALF),
+    Case(1, 4, 8, 1, 70, 3),
+    Case(1, 4, 8, 70, 1, 3),
+    Case(3, 8, 8, 1, 1, 1, BFLOAT),
 ]
 
 
@@ -131,6 +146,66 @@ def test_tiles(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     for kernel in (kernels.conv_kernel, kernels.grad_weight_tf32_kernel):
         monkeypatch.setattr(kernel, "configs", [config])
     assert_case(Case(1, 65, 130, 7, 11, 2))
+
+
+@pytest.fixture
+def boxes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A GPU with tensor descriptors, whose kernel all convolutions take that can; the launches."""
+    launched: list[object] = []
+    launch = launchers._convolve_boxes
+
+    def noted(*arguments: object) -> None:
+        launched.append(arguments)
+        launch(*arguments)
+
+    monkeypatch.setattr(launchers, "_convolve_boxes", noted)
+    monkeypatch.setattr(launchers, "boxes_by_rule", launchers.takes_boxes)
+    monkeypatch.setattr(launchers, "has_tensor_descriptors", lambda x: True)
+    # The interpreter has no TF32.
+    monkeypatch.setattr(launchers, "_ieee", lambda x: False)
+    return launched
+
+
+@pytest.mark.parametrize("case", BOX_CASES, ids=str)
+def test_boxes(case: Case, boxes: list[object]) -> None:
+    assert_case(case)
+    assert len(boxes) == 3
+
+
+@pytest.mark.parametrize(("tile", "columns"), TILES_AND_COLUMNS, ids=str)
+def test_tiles_of_boxes(
+    tile: tuple[int, int], columns: int, boxes: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"BLOCK_M": tile[0], "BLOCK_N": tile[1]}
+    config = triton.Config(values, pre_hook=conv_box_kernel.configs[0].pre_hook)
+    monkeypatch.setattr(conv_box_kernel, "configs", [config])
+    monkeypatch.setattr(launchers, "_tile_columns", lambda height, width: columns)
+    assert_case(Case(1, 8, 72, 9, 17, 2, HALF))
+    assert len(boxes) == 3
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_boxes_reach_no_channel_of_another_tap(value: float, boxes: list[object]) -> None:
+    """Behind the last channel of a filter's tap is the first of the next one."""
+    x, weight = random(1, 8, 3, 4, dtype=HALF), random(8, 8, 3, 3, dtype=HALF).abs()
+    x[0, 3, 2, 3] = weight[5, 0, 1, 1] = value
+    expected = F.conv2d(x.float(), weight.float(), padding=2, dilation=2)
+    got = dilated_conv2d(x, weight, None, 2, None, False)
+    assert torch.equal(got.isfinite(), expected.isfinite())
+    assert len(boxes) == 1
+
+
+def test_what_has_no_boxes(boxes: list[object]) -> None:
+    """Rows or addresses that are no multiples of 16 bytes."""
+    assert_case(Case(1, 4, 8, 3, 4, 1, HALF))
+    assert_case(Case(1, 8, 12, 3, 4, 1, HALF))
+    assert not boxes
+    weight = random(8, 8, 3, 3, dtype=HALF)
+    shifted = torch.randn(97).half()[1:].view(1, 3, 4, 8).movedim(-1, 1)
+    expected = F.conv2d(shifted.double(), weight.double(), padding=1)
+    got = dilated_conv2d(shifted, weight, None, 1, None, False)
+    assert_exact_to_rounding(got, expected, 72)
+    assert not boxes
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, HALF, BFLOAT], ids=str)
