@@ -43,15 +43,17 @@ def draw_examples(
     examples = []
     for is_best, scores in ((True, images.best), (False, images.worst)):
         for score in scores:
-            image, labels = dataset.load(score.index)
+            image, labels = dataset.load(score.sample)
             pixels = image.permute(1, 2, 0).numpy()
             drawn = {
                 "image": pixels,
                 "labels": overlay(pixels, labels, class_list),
-                "prediction": overlay(pixels, images.predicted[score.index], class_list),
+                "prediction": overlay(pixels, images.predicted[score.sample], class_list),
             }
             pictures = {name: _jpeg(picture) for name, picture in drawn.items()}
-            examples.append(Example(is_best, str(dataset.samples[score.index][0]), score, pictures))
+            examples.append(
+                Example(is_best, str(dataset.samples[score.sample][0]), score, pictures)
+            )
     return examples
 
 

@@ -19,9 +19,9 @@ SHOWN = 4
 
 
 class ImageScore(NamedTuple):
-    """Scores of one image, by its index; NaN where all its pixels are ignored."""
+    """Scores of one image, by the index of its sample; NaN where all its pixels are ignored."""
 
-    index: int
+    sample: int
     mean_iou: float
     pixel_accuracy: float
 
@@ -86,12 +86,12 @@ class ImageScorer:
 def _ranked(scores: list[ImageScore]) -> list[ImageScore]:
     """From the worst to the best; images without a score are left out."""
     scored = [score for score in scores if not math.isnan(score.mean_iou)]
-    return sorted(scored, key=lambda score: (score.mean_iou, score.index))
+    return sorted(scored, key=lambda score: (score.mean_iou, score.sample))
 
 
 def _extremes(
     scores: list[ImageScore], predicted: dict[int, NDArray[np.uint8]]
 ) -> dict[int, NDArray[np.uint8]]:
-    ranked = _ranked([score for score in scores if score.index in predicted])
-    kept = {score.index for score in ranked[:SHOWN] + ranked[-SHOWN:]}
+    ranked = _ranked([score for score in scores if score.sample in predicted])
+    kept = {score.sample for score in ranked[:SHOWN] + ranked[-SHOWN:]}
     return {index: labels for index, labels in predicted.items() if index in kept}

@@ -51,7 +51,7 @@ def make_record(
         },
         "images": [
             {
-                "image": str(samples[image.index][0]),
+                "image": str(samples[image.sample][0]),
                 "mIoU": _or_none(image.mean_iou),
                 "pixel_acc": _or_none(image.pixel_accuracy),
             }

@@ -157,8 +157,8 @@ def test_best_and_worst_of_many() -> None:
         scorer(predicted, torch.zeros(1, 1, 10, dtype=torch.long))
     scorer(torch.zeros(1, 1, 10, dtype=torch.long), torch.full((1, 1, 10), 255))
     images = scorer.gather()
-    assert [score.index for score in images.best] == [9, 8, 7, 6]
-    assert [score.index for score in images.worst] == [0, 1, 2, 3]
+    assert [score.sample for score in images.best] == [9, 8, 7, 6]
+    assert [score.sample for score in images.worst] == [0, 1, 2, 3]
     assert images.best[0].pixel_accuracy == 0.9
     # Class 1 occurs in the prediction only.
     assert images.best[0].mean_iou == pytest.approx(0.45)
