@@ -20,12 +20,17 @@ footer { display: none !important; }
   vertical-align: -.08em; }
 .strip { display: flex; height: 1.5rem; margin-bottom: .75rem; border-radius: .3rem;
   overflow: hidden; }
+#overlay img { width: 100%; max-height: 70vh; object-fit: contain; }
+#scenes .grid-wrap { min-height: 0; height: auto; max-height: none; overflow: visible; }
+#scenes .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 .shares { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .shares caption { text-align: left; padding-bottom: .3rem; }
-.shares th, .shares td { padding: .25rem .5rem .25rem 0; text-align: left; font-weight: 400;
-  border-bottom: 1px solid color-mix(in srgb, currentColor 18%, transparent); }
-.shares thead th { font-weight: 600; }
-.shares .number { text-align: right; white-space: nowrap; }
+/* Gradio draws lines between columns, by rules that are as specific. */
+.shares tr th, .shares tr td { padding: .25rem .5rem .25rem 0; text-align: left; font-weight: 400;
+  border: 0 solid color-mix(in srgb, currentColor 18%, transparent) !important;
+  border-bottom-width: 1px !important; }
+.shares thead tr th { font-weight: 600; }
+.shares tr .number { text-align: right; white-space: nowrap; }
 progress { width: 100%; height: 1rem; }
 """
 

@@ -61,9 +61,11 @@ class Page:
             with gr.Column(visible=self.model is not None) as with_model, gr.Row():
                 with gr.Column(scale=1, min_width=300):
                     file = gr.File(label="Your image", height=140, elem_id="upload")
+                    gr.Markdown("Or take a drawn scene:")
                     gallery = gr.Gallery(
                         [self.scenes.render(i)[0] for i in range(_SCENES)],
-                        label="Or a drawn scene",
+                        label="Drawn scenes",
+                        show_label=False,
                         columns=3,
                         height="auto",
                         format="png",
@@ -73,9 +75,6 @@ class Page:
                         elem_id="scenes",
                     )
                     message = gr.HTML(fragments.note("Drop an image, or take a scene."))
-                    with gr.Column(visible=False) as controls:
-                        alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", buttons=[])
-                        shown = gr.CheckboxGroup(label="Classes", interactive=True)
                 with gr.Column(scale=2, min_width=300, visible=False) as result:
                     picture = gr.Image(
                         label="Overlay",
@@ -86,13 +85,17 @@ class Page:
                         elem_id="overlay",
                     )
                     legend = gr.HTML()
+                    alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", buttons=[])
+                    shown = gr.CheckboxGroup(
+                        label="Classes over the image", interactive=True, elem_id="classes"
+                    )
                     with gr.Row():
-                        save_labels = gr.DownloadButton("Download labels")
-                        save_overlay = gr.DownloadButton("Download overlay")
+                        save_labels = gr.DownloadButton("Download labels", elem_id="labels-file")
+                        save_overlay = gr.DownloadButton("Download overlay", elem_id="overlay-file")
                     shares = gr.HTML()
 
             drawn = [picture, save_overlay]
-            outputs = [found, message, shown, legend, shares, save_labels, controls, result, *drawn]
+            outputs = [found, message, shown, legend, shares, save_labels, result, *drawn]
             file.upload(self._take_file, [file, alpha], outputs, show_progress="minimal")
             gallery.select(self._take_scene, [alpha], outputs, show_progress="minimal")
             for changed in (alpha.change, shown.input):
@@ -136,7 +139,6 @@ class Page:
             fragments.shares(found, class_list),
             f"{found.stem}_labels.png",
             gr.update(visible=True),
-            gr.update(visible=True),
             str(overlay),
             str(overlay),
         ]
@@ -163,5 +165,5 @@ class Page:
 
 def _failed(text: str) -> list[Any]:
     """What was there goes, so that nobody takes it for the new image's."""
-    hidden = gr.update(visible=False)
-    return [None, fragments.problem(text), *[gr.skip()] * 4, hidden, hidden, *[gr.skip()] * 2]
+    kept = [gr.skip()] * 4
+    return [None, fragments.problem(text), *kept, gr.update(visible=False), gr.skip(), gr.skip()]

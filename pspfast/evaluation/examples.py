@@ -51,9 +51,8 @@ def draw_examples(
                 "prediction": overlay(pixels, images.predicted[score.sample], class_list),
             }
             pictures = {name: _jpeg(picture) for name, picture in drawn.items()}
-            examples.append(
-                Example(is_best, str(dataset.samples[score.sample][0]), score, pictures)
-            )
+            name = str(dataset.samples[score.sample][0])
+            examples.append(Example(is_best, name, score, pictures))
     return examples
 
 
