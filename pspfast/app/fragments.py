@@ -20,10 +20,14 @@ footer { display: none !important; }
   vertical-align: -.08em; }
 .strip { display: flex; height: 1.5rem; margin-bottom: .75rem; border-radius: .3rem;
   overflow: hidden; }
-#overlay img { width: 100%; max-height: 70vh; object-fit: contain; }
+/* Gradio shows a small image at its own size, by rules that are as specific. */
+#overlay .image-frame { width: 100% !important; }
+#overlay img { width: 100% !important; height: auto !important; max-height: 70vh !important;
+  object-fit: contain !important; }
 #scenes .grid-wrap { min-height: 0; height: auto; max-height: none; overflow: visible; }
 #scenes .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-.shares { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.shares { width: 100%; border: 0 !important; border-collapse: collapse;
+  font-variant-numeric: tabular-nums; }
 .shares caption { text-align: left; padding-bottom: .3rem; }
 /* Gradio draws lines between columns, by rules that are as specific. */
 .shares tr th, .shares tr td { padding: .25rem .5rem .25rem 0; text-align: left; font-weight: 400;

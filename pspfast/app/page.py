@@ -95,7 +95,8 @@ class Page:
                     shares = gr.HTML()
 
             drawn = [picture, save_overlay]
-            outputs = [found, message, shown, legend, shares, save_labels, result, *drawn]
+            # The drop zone is emptied, for the next image.
+            outputs = [file, found, message, shown, legend, shares, save_labels, result, *drawn]
             file.upload(self._take_file, [file, alpha], outputs, show_progress="minimal")
             gallery.select(self._take_scene, [alpha], outputs, show_progress="minimal")
             for changed in (alpha.change, shown.input):
@@ -132,6 +133,7 @@ class Page:
         overlay = self.model.draw(found, present, alpha)
         choices = [(class_list.names[i], i) for i in present]
         return [
+            None,
             found,
             fragments.note(found.text),
             gr.update(choices=choices, value=present),
@@ -165,5 +167,5 @@ class Page:
 
 def _failed(text: str) -> list[Any]:
     """What was there goes, so that nobody takes it for the new image's."""
-    kept = [gr.skip()] * 4
-    return [None, fragments.problem(text), *kept, gr.update(visible=False), gr.skip(), gr.skip()]
+    kept, drawn = [gr.skip()] * 4, [gr.skip()] * 2
+    return [None, None, fragments.problem(text), *kept, gr.update(visible=False), *drawn]

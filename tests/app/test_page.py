@@ -139,11 +139,11 @@ def test_scene_and_bad_files(address: str, tmp_path: Path, width: int, dark: boo
 
 
 def test_page_trains_the_model_that_it_lacks(tmp_path: Path) -> None:
-    with app("--demo", str(tmp_path / "demo"), "--epochs", "1") as address:
-        with watched_page() as page:
-            page.goto(address)
-            page.get_by_role("button", name="Train the demo's model").click(timeout=SECONDS)
-            page.get_by_text("epoch 1 of 1").wait_for(timeout=SECONDS)
-            assert page.locator("progress").get_attribute("max") == "1"
+    arguments = ("--demo", str(tmp_path / "demo"), "--epochs", "1")
+    with app(*arguments) as address, watched_page() as page:
+        page.goto(address)
+        page.get_by_role("button", name="Train the demo's model").click(timeout=SECONDS)
+        page.get_by_text("epoch 1 of 1").wait_for(timeout=SECONDS)
+        assert page.locator("progress").get_attribute("max") == "1"
     # Where Ctrl-C stopped it, it can go on.
     assert list((tmp_path / "demo/run").glob("checkpoint-*.safetensors"))
