@@ -30,12 +30,13 @@ footer { display: none !important; }
   font-variant-numeric: tabular-nums; }
 .shares caption { text-align: left; padding-bottom: .3rem; }
 /* Gradio draws lines between columns, by rules that are as specific. */
+.shares tr { border: 0 !important; }
 .shares tr th, .shares tr td { padding: .25rem .5rem .25rem 0; text-align: left; font-weight: 400;
   border: 0 solid color-mix(in srgb, currentColor 18%, transparent) !important;
   border-bottom-width: 1px !important; }
 .shares thead tr th { font-weight: 600; }
 .shares tr .number { text-align: right; white-space: nowrap; }
-progress { width: 100%; height: 1rem; }
+progress { width: 100%; height: 1rem; appearance: auto; accent-color: #f97316; }
 """
 
 
