@@ -70,6 +70,8 @@ class ImageScorer:
         """Adds the next image: ``[1, H, W]``, both integers."""
         index = self.indices[len(self._scores)]
         confusion = make_confusion(self.classes, self.ignore_index, predicted.device)
+        # Of this image, where the other processes have others.
+        confusion.sync_on_compute = False
         confusion.update(predicted, labels.to(predicted.device))
         scores = Scores(confusion.compute().cpu())
         self._scores.append(ImageScore(index, scores.mean_iou, scores.pixel_accuracy))
