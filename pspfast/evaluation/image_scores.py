@@ -70,10 +70,10 @@ class ImageScorer:
         """Adds the next image: ``[1, H, W]``, both integers."""
         index = self.indices[len(self._scores)]
         confusion = make_confusion(self.classes, self.ignore_index, predicted.device)
-        # Of this image, where the other processes have others.
-        confusion.sync_on_compute = False
         confusion.update(predicted, labels.to(predicted.device))
-        scores = Scores(confusion.compute().cpu())
+        # Not compute(), which would add the images of the other processes.
+        counts = confusion.counts[:-1].view(self.classes, self.classes)
+        scores = Scores(counts.cpu())
         self._scores.append(ImageScore(index, scores.mean_iou, scores.pixel_accuracy))
         self._predicted[index] = predicted[0].cpu().numpy().astype(np.uint8)
         self._predicted = _extremes(self._scores, self._predicted)

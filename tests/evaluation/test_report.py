@@ -12,6 +12,8 @@ import pytest
 import torch
 from browser import watched_page
 from PIL import Image
+from processes import run_processes
+from scored_images import score_images
 
 from pspfast.cli import main
 from pspfast.data import ClassList
@@ -164,6 +166,14 @@ def test_best_and_worst_of_many() -> None:
     assert images.best[0].mean_iou == pytest.approx(0.45)
     assert sorted(images.predicted) == [0, 1, 2, 3, 6, 7, 8, 9]
     assert (images.predicted[3] == 0).sum() == 3
+
+
+def test_processes_score_their_own_images() -> None:
+    alone = score_images(0, 1)
+    assert [score.pixel_accuracy for score in alone.scores] == [i / 10 for i in range(10)]
+    for images in run_processes(2, score_images, 2):
+        assert images.scores == alone.scores
+        assert sorted(images.predicted) == sorted(alone.predicted)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
