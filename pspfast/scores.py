@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.plot import plot_confusion_matrix
 
 # Numbers of a larger matrix would be too small to read.
-_MOST_NUMBERED_CLASSES = 30
+MOST_NUMBERED_CLASSES = 30
 
 
 class Predictor(Protocol):
@@ -101,7 +101,7 @@ class Scores:
         plot_confusion_matrix(
             shares.mul(100).round() / 100,
             figure.subplots(),
-            add_text=len(names) <= _MOST_NUMBERED_CLASSES,
+            add_text=len(names) <= MOST_NUMBERED_CLASSES,
             labels=list(names),
         )
         return figure
@@ -157,6 +157,7 @@ def evaluate(
     confusion: ConfusionMatrix,
     device: torch.device,
     memory_format: torch.memory_format = torch.contiguous_format,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Scores:
     """Scores the labels of ``model.predict``, at the images' own size.
 
@@ -166,8 +167,12 @@ def evaluate(
         confusion: empty matrix, see ``make_confusion``.
         device: where the model is.
         memory_format: of the images.
+        observe: is given the prediction and the labels of each batch, ``[N, H, W]`` both.
     """
     for images, labels in batches:
         images = images.to(device, memory_format=memory_format, non_blocking=True)
-        confusion.update(model.predict(images), labels.to(device, non_blocking=True))
+        predicted = model.predict(images)
+        confusion.update(predicted, labels.to(device, non_blocking=True))
+        if observe is not None:
+            observe(predicted, labels)
     return Scores(confusion.compute().cpu())

@@ -12,7 +12,18 @@ COMMANDS = ("training", "evaluation", "prediction")
 
 # What each room of pspfast imports from the others; within itself it may import anything.
 ALLOWED = {
-    "cli": {"demo", *COMMANDS, "deployment", "recipes", *SHARED, "", "_extension", "backends"},
+    "cli": {
+        "app",
+        "demo",
+        *COMMANDS,
+        "deployment",
+        "recipes",
+        *SHARED,
+        "",
+        "_extension",
+        "backends",
+    },
+    "app": {"demo", "training", "prediction", "data", *SHARED},
     "demo": {*COMMANDS, "data", *SHARED},
     **{command: {"data", "models", "ops", "published", "", *SHARED} for command in COMMANDS},
     # The dependencies of the shared files among themselves have no circle either: see below.

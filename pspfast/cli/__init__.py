@@ -39,7 +39,12 @@ def main(args: list[str] | None = None) -> None:
         command = parsed.subcommand
         _run(command, parser.instantiate(parsed)[command])
     except ModuleNotFoundError as error:
-        extra = {"onnx": "export", "onnxscript": "export", "huggingface_hub": "hub"}
+        extra = {
+            "gradio": "app",
+            "huggingface_hub": "hub",
+            "onnx": "export",
+            "onnxscript": "export",
+        }
         name = f"pspfast[{extra.get(str(error.name), 'train')}]"
         _fail(f"{error.name} is not installed; pip install '{name}' brings what this needs")
     except argparse.ArgumentError as error:
@@ -112,3 +117,8 @@ def _run(command: str, options: Namespace) -> None:
         from pspfast.demo.options import DemoConfig
 
         demo(DemoConfig(**vars(options)))
+    elif command == "app":
+        from pspfast.app.options import AppConfig
+        from pspfast.app.serve import serve
+
+        serve(AppConfig(**vars(options)))

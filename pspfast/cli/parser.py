@@ -60,6 +60,7 @@ def make_parser(recipe: dict[str, Any]) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     from pspfast import config
+    from pspfast.app.options import AppConfig
     from pspfast.cli.convert import ConvertConfig
     from pspfast.cli.export import ExportConfig
     from pspfast.demo.options import DemoConfig
@@ -164,4 +165,12 @@ def make_parser(recipe: dict[str, Any]) -> ArgumentParser:
         "Train a small model on drawn scenes, in minutes, and show what it learnt",
         "Needs no data and no GPU.",
     ).add_class_arguments(DemoConfig)
+
+    add(
+        "app",
+        "[--checkpoint FILE] [--host ADDRESS] [--port PORT]",
+        "Serve a page on which a model segments your images",
+        "Without a checkpoint the page has the model of pspfast demo, and trains it where there is"
+        " none.",
+    ).add_class_arguments(AppConfig)
     return parser

@@ -37,10 +37,8 @@ def demo(options: DemoConfig) -> Scores:
         TrainingInterrupted: a signal stopped it.
     """
     folder = Path(options.output)
-    config = demo_config(options)
-    train_set = SceneDataset(_TRAIN_SCENES, _SIZE, seed=0, transform=make_train_transform(config))
-    val_set = SceneDataset(_VAL_SCENES, _SIZE, seed=1, transform=EvalTransform())
-    trainer = Trainer(config, train_set, val_set, CLASSES["scenes"])
+    val_set = unseen_scenes()
+    trainer = make_trainer(options, val_set)
     print(f"training a ResNet-18 PSPNet on {_TRAIN_SCENES} drawn scenes on {trainer.device}")
     try:
         scores = trainer.fit() or trainer.validate(val_set)
@@ -56,9 +54,26 @@ def demo(options: DemoConfig) -> Scores:
         f"{folder / 'scenes.png'}: image, truth, prediction and overlay of {_SHOWN} of them\n"
         f"{folder / 'curve.png'}: the training curve\n"
         f"{folder / 'scene-0_overlay.png'}, ...: the same pictures one by one\n"
-        f"{folder / 'run' / 'final.safetensors'}: the model, for pspfast predict --checkpoint"
+        f"{model_file(options)}: the model, for pspfast predict --checkpoint"
     )
     return scores
+
+
+def model_file(options: DemoConfig) -> Path:
+    """Where the demo writes its model."""
+    return Path(options.output) / "run" / "final.safetensors"
+
+
+def unseen_scenes() -> SceneDataset:
+    """Scenes that the demo does not train on."""
+    return SceneDataset(_VAL_SCENES, _SIZE, seed=1, transform=EvalTransform())
+
+
+def make_trainer(options: DemoConfig, val_set: SceneDataset) -> Trainer:
+    """The run of the demo; raises as ``Trainer``."""
+    config = demo_config(options)
+    train_set = SceneDataset(_TRAIN_SCENES, _SIZE, seed=0, transform=make_train_transform(config))
+    return Trainer(config, train_set, val_set, CLASSES["scenes"])
 
 
 def demo_config(options: DemoConfig) -> Config:

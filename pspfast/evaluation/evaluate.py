@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pspfast import __version__
 from pspfast.data import ClassList, SegmentationDataset
 from pspfast.data.usable_samples import UsableSamples
 from pspfast.distributed import bar_disabled, make_accelerator
+from pspfast.evaluation.examples import draw_examples
+from pspfast.evaluation.image_scores import ImageScorer
 from pspfast.evaluation.options import EvalConfig
-from pspfast.files import atomic_open
+from pspfast.evaluation.output import make_record, save_scores
 from pspfast.labelled_data import choose_label_ids, find_samples, make_loader
 from pspfast.model_files import eval_transform, load_model
 from pspfast.models import PSPNet, optimize_for_inference
@@ -61,15 +60,19 @@ def evaluate_files(options: EvalConfig) -> tuple[Scores, ClassList]:
     protocol = make_protocol(model, options, trained.config.augment.crop_size)
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)
-    loader = make_loader(
-        UsableSamples(SegmentationDataset(samples, transform, label_ids=label_ids)),
-        [[i] for i in range(accelerator.process_index, len(samples), accelerator.num_processes)],
-        options.workers,
-    )
+    own = range(accelerator.process_index, len(samples), accelerator.num_processes)
+    dataset = SegmentationDataset(samples, transform, label_ids=label_ids)
+    loader = make_loader(UsableSamples(dataset), [[i] for i in own], options.workers)
     bar = tqdm(loader, desc="evaluate", unit=" images", disable=bar_disabled(accelerator))
-    scores = evaluate(protocol, _usable(bar), make_confusion(classes, ignore_index, device), device)
-    if options.output and accelerator.is_main_process:
-        save_scores(options.output, scores, trained.class_list, options, device)
+    confusion = make_confusion(classes, ignore_index, device)
+    scorer = ImageScorer(own, classes, ignore_index) if options.output else None
+    scores = evaluate(protocol, _usable(bar), confusion, device, observe=scorer)
+    images = scorer.gather() if scorer else None
+    if options.output and images and accelerator.is_main_process:
+        record = make_record(scores, trained.class_list, options, device, samples, images)
+        figure = scores.picture(trained.class_list.names)
+        examples = draw_examples(images, dataset, trained.class_list)
+        save_scores(options.output, record, figure, examples, trained.class_list)
     return scores, trained.class_list
 
 
@@ -111,46 +114,3 @@ def make_protocol(model: PSPNet, options: EvalConfig, crop_size: Size) -> Predic
     if options.protocol == "semseg":
         return SlidingProbabilities(**augmentation, **windows)
     return SlidingLogits(**augmentation, **windows)
-
-
-def save_scores(
-    folder: str | Path,
-    scores: Scores,
-    class_list: ClassList,
-    options: EvalConfig,
-    device: torch.device,
-) -> None:
-    """Writes ``scores.json`` and ``confusion.png`` into a folder, which is made if there is none.
-
-    The JSON has the overall scores, those of every class, the pixel counts of the confusion matrix
-    with labels in rows, the options and the versions; null is the score of an absent class.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    per_class = zip(
-        class_list.names,
-        scores.iou.tolist(),
-        scores.accuracy.tolist(),
-        scores.confusion.sum(1).tolist(),
-        strict=True,
-    )
-    record = {
-        "scores": {name: _or_null(value) for name, value in scores.summary().items()},
-        "classes": {
-            name: {"IoU": _or_null(iou), "acc": _or_null(accuracy), "pixels": pixels}
-            for name, iou, accuracy, pixels in per_class
-        },
-        "confusion": scores.confusion.tolist(),
-        "options": asdict(options),
-        "versions": {"pspfast": __version__, "torch": torch.__version__},
-        "device": device.type,
-    }
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    with atomic_open(folder / "scores.json") as file:
-        file.write(text.encode())
-    with atomic_open(folder / "confusion.png") as file:
-        scores.picture(class_list.names).savefig(file, format="png", dpi=100)
-
-
-def _or_null(score: float) -> float | None:
-    return None if math.isnan(score) else score

@@ -43,7 +43,7 @@ class EvalConfig:
     window_batch: int = 8
     """Windows that the network is given at a time."""
     output: str | None = None
-    """Folder for scores.json and confusion.png; the default is to write none."""
+    """Folder for scores.json, confusion.png and report.html; the default is to write none."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the network's weights and maps; "no" is fp32. fp16 needs a GPU."""
     workers: int = 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,17 +10,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from pspfast.data import overlay
 from pspfast.data.search import LeftOut
 from pspfast.labelled_data import choose_label_ids
-from pspfast.model_files import TrainedModel, eval_transform, load_model
-from pspfast.models import optimize_for_inference
-from pspfast.models.multi_scale import SlidingProbabilities
-from pspfast.models.windows import semseg_stride
-from pspfast.prediction.bands import predict_in_bands
+from pspfast.model_files import TrainedModel, load_model
 from pspfast.prediction.inputs import (
     Input,
     batches_of_one_size,
@@ -30,6 +24,7 @@ from pspfast.prediction.inputs import (
 )
 from pspfast.prediction.options import PredictConfig
 from pspfast.prediction.outputs import ClassShares, save_pictures
+from pspfast.prediction.segmenter import Segmenter
 from pspfast.prediction.video import check_video_support, redraw_video
 
 
@@ -66,7 +61,8 @@ def predict(options: PredictConfig) -> Predictions:
     videos = [source for source in found.inputs if source.is_video]
     for video in videos:
         check_video_support(video.path)
-    segmenter = _Segmenter(trained, options, PartialState().device)
+    device = PartialState().device
+    segmenter = Segmenter(trained, device, options.crop_size, options.batch_size)
     predictions = Predictions(
         ClassShares(trained.class_list.names), left_out=found.left_out, failures=found.failures
     )
@@ -80,37 +76,9 @@ def predict(options: PredictConfig) -> Predictions:
     return predictions
 
 
-class _Segmenter:
-    """Images of one size ``[3, H, W]``, uint8 on the host, to labels ``[H, W]`` likewise."""
-
-    def __init__(self, trained: TrainedModel, options: PredictConfig, device: torch.device) -> None:
-        self.device = device
-        self.transform = eval_transform(trained)
-        self.model = optimize_for_inference(trained.model.to(device))
-        self.windows: SlidingProbabilities | None = None
-        if options.crop_size:
-            self.windows = SlidingProbabilities(
-                model=self.model,
-                crop=options.crop_size,
-                stride=semseg_stride(options.crop_size),
-                window_batch=options.batch_size,
-            )
-
-    def __call__(self, images: Sequence[Tensor]) -> list[NDArray[np.uint8]]:
-        batch = torch.stack([*images])
-        if self.windows is None:
-            labels = self.model.predict(self._prepare(batch)).to(torch.uint8).cpu()
-            return [*labels.numpy()]
-        parts = batch.split(1)
-        return [predict_in_bands(self.windows, part, self._prepare)[0].numpy() for part in parts]
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        return self.transform(images.to(self.device))
-
-
 def _predict_images(
     images: list[Input],
-    segmenter: _Segmenter,
+    segmenter: Segmenter,
     trained: TrainedModel,
     options: PredictConfig,
     predictions: Predictions,
@@ -144,7 +112,7 @@ def _predict_images(
 
 def _predict_video(
     video: Input,
-    segmenter: _Segmenter,
+    segmenter: Segmenter,
     trained: TrainedModel,
     options: PredictConfig,
     predictions: Predictions,

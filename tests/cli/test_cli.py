@@ -31,7 +31,7 @@ def config_file(config: Config, tmp_path: Path) -> str:
     return str(tmp_path / "config.yaml")
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "demo"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "demo", "app"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -14,8 +14,10 @@ from pspfast.cli import main
 from pspfast.config import Config
 from pspfast.data import ClassList, EvalTransform, SegmentationDataset, list_file_samples
 from pspfast.evaluation import evaluate as evaluation
-from pspfast.evaluation.evaluate import evaluate_files, save_scores
+from pspfast.evaluation.evaluate import evaluate_files
+from pspfast.evaluation.image_scores import ImageScores
 from pspfast.evaluation.options import EvalConfig
+from pspfast.evaluation.output import make_record, save_scores
 from pspfast.model_files import build_model, load_model, save_weights
 from pspfast.models.multi_scale import SlidingProbabilities
 from pspfast.prediction.options import PredictConfig
@@ -166,7 +168,11 @@ def test_output(
     args = ["--checkpoint", str(undecided), "--output", str(folder)]
     args += ["--list", str(data_root / "val.txt"), "--workers", "0", "--protocol", "semseg"]
     main(["eval", *args, "--scales=[0.75,1.25]", "--flip", "true"])
-    assert {path.name for path in folder.iterdir()} == {"scores.json", "confusion.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        "scores.json",
+        "confusion.png",
+        "report.html",
+    }
     saved = json.loads((folder / "scores.json").read_text())
     counts, whole = confusion_by_windows(undecided, data_root)
     # The model's weights were folded, which may move a pixel between two classes.
@@ -187,7 +193,9 @@ def test_output(
 
 def test_absent_classes_are_null(tmp_path: Path) -> None:
     scores = Scores(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 0, 0]]))
-    save_scores(tmp_path, scores, ClassList.generic(3), EvalConfig("c", list="l"), CPU)
+    classes, nothing = ClassList.generic(3), ImageScores([], {})
+    record = make_record(scores, classes, EvalConfig("c", list="l"), CPU, [], nothing)
+    save_scores(tmp_path, record, scores.picture(classes.names), [], classes)
     saved = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
     assert [one["IoU"] for one in saved["classes"].values()] == [0.75, 0, None]
     assert [one["acc"] for one in saved["classes"].values()] == [0.75, None, None]

@@ -1,0 +1,1 @@
+"""``pspfast app``. Needs the ``app`` extra."""
