@@ -16,10 +16,11 @@ OURS, EAGER, LINE = "#00796b", "#9e9e9e", "#d32f2f"
 
 
 def scene_map(height: int, width: int) -> Tensor:
-    """Brightness of a drawn scene, ``[1, 1, height, width]``."""
-    image, _ = SceneDataset(1, (184, 248), seed=4).render(0)
-    brightness = torch.from_numpy(image).float().mean(2)[None, None] / 255
-    return torch.nn.functional.adaptive_avg_pool2d(brightness, (height, width))
+    """Brightness of a drawn scene, 0 to 1, ``[1, 1, height, width]``."""
+    image, _ = SceneDataset(1, (184, 248), seed=1).render(0)
+    brightness = torch.from_numpy(image).float().mean(2)[None, None]
+    pooled = torch.nn.functional.adaptive_avg_pool2d(brightness, (height, width))
+    return (pooled - pooled.min()) / (pooled.max() - pooled.min())
 
 
 def show(axis: Axes, values: Tensor, title: str, limits: tuple[float, float] | None = None) -> None:

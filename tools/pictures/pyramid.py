@@ -37,9 +37,10 @@ def draw_cells() -> Figure:
         show(axis, level.reshape(b, b), f"b = {b}: {b * b} bins", (0, 1))
         axis.set_aspect(HEIGHT / WIDTH)
         for u, v in ((u, v) for u in range(b) for v in range(b)):
-            axis.text(
-                v, u, f"{float(level[0, 0, u * b + v]):.2f}", ha="center", va="center", fontsize=6
-            )
+            mean = float(level[0, 0, u * b + v])
+            colour = "white" if mean < 0.5 else "black"
+            place = {"ha": "center", "va": "center"}
+            axis.text(v, u, f"{mean:.2f}", color=colour, fontsize=6, **place)
     return figure
 
 
@@ -66,9 +67,11 @@ def draw_concatenation() -> Figure:
     bars.barh(["concatenated", "apart"], [whole, parts[0]], color=[EAGER, OURS])
     bars.barh(["apart"], [parts[1]], left=[parts[0]], color=LINE)
     bars.text(whole, 0, f" {whole:.1f}", va="center")
-    bars.text(sum(parts), 1, f" {parts[0]:.1f} for the map + {parts[1]:.2f} for the bins", va="center")
+    apart = f" {parts[0]:.1f} for the map + {parts[1]:.2f} for the bins"
+    bars.text(sum(parts), 1, apart, va="center")
     bars.set_xlim(0, 1.1 * whole)
-    bars.set_title("10⁹ multiplications of the head's 3×3 convolution, PSPNet50 at 473×473", fontsize=9)
+    title = "10⁹ multiplications of the head's 3×3 convolution, PSPNet50 at 473×473"
+    bars.set_title(title, fontsize=9)
     return figure
 
 
