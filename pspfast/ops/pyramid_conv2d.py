@@ -78,7 +78,8 @@ def pyramid_conv2d(
 
     Examples:
         >>> from pspfast.ops import pyramid_concat
-        >>> x, priors, weight = torch.randn(2, 8, 9, 13), torch.randn(2, 4, 5), torch.randn(6, 16, 3, 3)
+        >>> x, priors = torch.randn(2, 8, 9, 13), torch.randn(2, 4, 5)
+        >>> weight = torch.randn(6, 16, 3, 3)
         >>> got = pyramid_conv2d(x, priors, weight, (1, 2))
         >>> expected = F.conv2d(pyramid_concat(x, priors, (1, 2)), weight, padding=1)
         >>> torch.allclose(got, expected, atol=1e-3)

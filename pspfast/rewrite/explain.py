@@ -55,7 +55,8 @@ def explain(model: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Explanati
         what they were.
 
     Examples:
-        >>> network = nn.Sequential(nn.Upsample(scale_factor=4, mode="bilinear"), nn.Conv2d(8, 2, 1))
+        >>> upsample = nn.Upsample(scale_factor=4, mode="bilinear")
+        >>> network = nn.Sequential(upsample, nn.Conv2d(8, 2, 1))
         >>> with torch.no_grad():
         ...     explanation = explain(network, torch.randn(1, 8, 16, 16))
         >>> [applied.rule for applied in explanation.applied]
