@@ -48,7 +48,8 @@ def optimize_for_inference(
         ValueError: a layer has forward hooks, a ``forward`` of its own, or no running statistics.
 
     Examples:
-        >>> model, images = PSPNet(18, classes=4, head_channels=64).eval(), torch.randn(1, 3, 65, 65)
+        >>> model = PSPNet(18, classes=4, head_channels=64).eval()
+        >>> images = torch.randn(1, 3, 65, 65)
         >>> fast = optimize_for_inference(model)
         >>> with torch.no_grad():
         ...     torch.allclose(fast(images), model(images), atol=1e-3)
