@@ -55,6 +55,14 @@ def backend(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: there is no such backend.
+
+    Examples:
+        >>> import pspfast
+        >>> x = torch.randn(1, 4, 7, 7)
+        >>> with pspfast.backend("reference"):
+        ...     expected = pspfast.ops.pyramid_pool(x, (1, 2))
+        >>> torch.allclose(pspfast.ops.pyramid_pool(x, (1, 2)), expected, atol=1e-6)
+        True
     """
     global _chosen
     previous, _chosen = _chosen, _checked(name, "pspfast.backend")

@@ -1,7 +1,16 @@
 """FLOPs of this project's operators for ``torch.utils.flop_counter.FlopCounterMode``.
 
 As that counts torch's operators: twice the multiplications of a direct convolution, whatever
-algorithm computes it. Importing this module registers the formulas.
+algorithm computes it. Importing this module registers the formulas, and ``import pspfast`` does.
+
+Examples:
+    >>> import pspfast
+    >>> from torch.utils.flop_counter import FlopCounterMode
+    >>> x, weight = torch.randn(1, 8, 16, 16), torch.randn(4, 8, 3, 3)
+    >>> with FlopCounterMode(display=False) as counter:
+    ...     _ = pspfast.ops.dilated_conv2d(x, weight)
+    >>> counter.get_total_flops() == 2 * 8 * 9 * 4 * 16 * 16
+    True
 """
 
 from __future__ import annotations

@@ -60,6 +60,8 @@ class Footprint(TorchDispatchMode):
         super().__init__()
         self.costs: dict[str, list[Cost]] = defaultdict(list)
         self.live_bytes = self.peak_bytes = 0
+        # After each operator.
+        self.live_bytes_over_time: list[int] = []
         self._storages: set[int] = set()
         for tensor in tensors:
             self._hold(tensor)
@@ -82,6 +84,7 @@ class Footprint(TorchDispatchMode):
         fresh = [t for t in returned if _storage(t) not in known]
         for tensor in fresh:
             self._hold(tensor)
+        self.live_bytes_over_time.append(self.live_bytes)
         written = fresh + _modified(func, args, kwargs)
         name = func._overloadpacket.__name__
         if written and name not in _ALLOCATIONS:

@@ -53,6 +53,12 @@ def export(
         ValueError: a path of another ending, a size or another argument is not as above; or a layer
             has hooks. Nothing is written then.
         ModuleNotFoundError: ONNX is meant, and onnx or onnxscript is not installed.
+
+    Examples:
+        >>> model = PSPNet(18, classes=4, head_channels=64)
+        >>> path = export(model, "model.pt2", size=(65, 65), outputs="labels", dynamic=False)
+        >>> torch.export.load(path).module()(torch.randn(1, 3, 65, 65)).shape
+        torch.Size([1, 65, 65])
     """
     path = Path(path)
     if path.suffix == ".onnx":

@@ -59,6 +59,14 @@ class PSPNet(Pretrained):
     Raises:
         ValueError: an argument is outside its range, or ``pretrained`` does not fit.
         FileNotFoundError: ``pretrained`` names no file.
+
+    Examples:
+        >>> model = PSPNet(18, classes=21, head_channels=64)
+        >>> images, labels = torch.randn(2, 3, 65, 65), torch.randint(0, 21, (2, 65, 65))
+        >>> predicted, main_loss, aux_loss = model(images, labels)
+        >>> (main_loss + 0.4 * aux_loss).backward()
+        >>> model.eval()(images).shape, model.predict(images).shape
+        (torch.Size([2, 21, 65, 65]), torch.Size([2, 65, 65]))
     """
 
     def __init__(

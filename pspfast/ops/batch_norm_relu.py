@@ -76,6 +76,12 @@ def batch_norm_relu(
         TypeError: a dtype is not as above.
 
     All gradients are bit-reproducible.
+
+    Examples:
+        >>> x, mean, variance = torch.randn(4, 8, 5, 7), torch.zeros(8), torch.ones(8)
+        >>> result = batch_norm_relu(x, mean, variance, torch.ones(8), torch.zeros(8))
+        >>> result.shape, bool((result >= 0).all())
+        (torch.Size([4, 8, 5, 7]), True)
     """
     check_map(_OP, "x", x)
     count = x.shape[0] * x.shape[2] * x.shape[3]

@@ -72,6 +72,13 @@ def dilated_conv2d(
     In float32 Winograd's algorithm errs by some 1e-6 of the result's norm, direct convolution by
     2e-7 to 2e-6. An infinite or NaN value of x makes NaN of all results of its tile of 4×4, with an
     edge of 6×6 inputs, instead of those it reaches.
+
+    Examples:
+        >>> x, weight = torch.randn(1, 8, 17, 23), torch.randn(4, 8, 3, 3)
+        >>> got = dilated_conv2d(x, weight, dilation=2, relu=True)
+        >>> expected = F.conv2d(x, weight, padding=2, dilation=2).relu()
+        >>> torch.allclose(got, expected, atol=1e-3)
+        True
     """
     if is_autocast(x):
         x, weight, bias, residual = autocast(x, weight, bias, residual)

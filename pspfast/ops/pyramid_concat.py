@@ -41,6 +41,11 @@ def pyramid_concat(
 
     The gradient of ``x`` is a view of the result's; that of ``priors`` is a gather and
     bit-reproducible.
+
+    Examples:
+        >>> x, priors = torch.zeros(2, 8, 9, 13), torch.ones(2, 4, 1 + 4)
+        >>> pyramid_concat(x, priors, (1, 2)).shape  # 8 channels and two levels of 4
+        torch.Size([2, 16, 9, 13])
     """
     if is_autocast(x):
         dtype = torch.promote_types(x.dtype, priors.dtype)

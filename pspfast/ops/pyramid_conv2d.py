@@ -75,6 +75,15 @@ def pyramid_conv2d(
     A prior that is not finite makes NaN of its image.
 
     All gradients of the pyramid's share are gathers and bit-reproducible.
+
+    Examples:
+        >>> from pspfast.ops import pyramid_concat
+        >>> x, priors = torch.randn(2, 8, 9, 13), torch.randn(2, 4, 5)
+        >>> weight = torch.randn(6, 16, 3, 3)
+        >>> got = pyramid_conv2d(x, priors, weight, (1, 2))
+        >>> expected = F.conv2d(pyramid_concat(x, priors, (1, 2)), weight, padding=1)
+        >>> torch.allclose(got, expected, atol=1e-3)
+        True
     """
     if is_autocast(x):
         x, priors, weight, bias = autocast(x, priors, weight, bias)

@@ -34,6 +34,11 @@ def pyramid_pool(x: Tensor, bins: Sequence[int]) -> Tensor:
         TypeError: ``x`` is of another dtype.
 
     The backward is a gather and writes each element once: it is bit-reproducible.
+
+    Examples:
+        >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> pyramid_pool(x, (1, 2))
+        tensor([[[ 7.5000,  2.5000,  4.5000, 10.5000, 12.5000]]])
     """
     match backends.select("pyramid_pool", x):
         case "reference":

@@ -35,6 +35,11 @@ def upsample_argmax(
     Raises:
         ValueError: a shape is not as above, or ``dtype`` does not hold K classes.
         TypeError: a dtype is not as above.
+
+    Examples:
+        >>> logits = torch.tensor([[[[0.0, 2.0]], [[1.0, 1.0]]]])  # two classes, 1×2 pixels
+        >>> upsample_argmax(logits, (1, 5))
+        tensor([[[1, 1, 0, 0, 0]]], dtype=torch.uint8)
     """
     match backends.select("upsample_argmax", logits):
         case "reference":

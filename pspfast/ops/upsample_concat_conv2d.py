@@ -78,6 +78,15 @@ def upsample_concat_conv2d(
 
     All gradients are gathers and bit-reproducible. A number of a map that is not finite makes NaN
     of some results around those it reaches.
+
+    Examples:
+        >>> fine, coarse = torch.randn(1, 8, 16, 24), torch.randn(1, 8, 4, 6)
+        >>> weight = torch.randn(5, 16, 3, 3)
+        >>> got = upsample_concat_conv2d([fine, coarse], weight)
+        >>> upsampled = F.interpolate(coarse, (16, 24), mode="bilinear")
+        >>> expected = F.conv2d(torch.cat([fine, upsampled], 1), weight, padding=1)
+        >>> torch.allclose(got, expected, atol=1e-3)
+        True
     """
     maps = list(maps)
     if not maps:

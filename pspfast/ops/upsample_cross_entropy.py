@@ -50,6 +50,14 @@ def upsample_cross_entropy(
         ValueError: a shape or device is not as above; or a label is neither a class nor
             ``ignore_index``, which a GPU reports as a device-side assertion, without waiting.
         TypeError: a dtype is not as above.
+
+    Examples:
+        >>> logits = torch.randn(2, 21, 9, 9, requires_grad=True)
+        >>> target = torch.randint(0, 21, (2, 65, 65))
+        >>> loss, labels = upsample_cross_entropy(logits, target, return_argmax=True)
+        >>> loss.backward()
+        >>> labels.shape, logits.grad.shape
+        (torch.Size([2, 65, 65]), torch.Size([2, 21, 9, 9]))
     """
     arguments = (ignore_index, align_corners, label_smoothing)
     match backends.select(_OP, logits):

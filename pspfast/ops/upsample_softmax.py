@@ -42,6 +42,13 @@ def upsample_softmax(
         ValueError: a shape or device is not as above.
         TypeError: a dtype is not as above.
         RuntimeError: ``out`` is given and gradients are asked for, of the logits or of ``out``.
+
+    Examples:
+        >>> total = torch.zeros(1, 3, 17, 17)
+        >>> for logits in torch.randn(2, 1, 3, 3, 3):  # two views of an image, averaged
+        ...     _ = upsample_softmax(logits, (17, 17), out=total, weight=0.5)
+        >>> torch.allclose(total.sum(1), torch.ones(1, 17, 17))
+        True
     """
     differentiable = torch.is_grad_enabled() and logits.requires_grad
     if differentiable and out is not None:

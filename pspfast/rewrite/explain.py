@@ -53,6 +53,14 @@ def explain(model: Callable[..., Any], *inputs: Any, **kwargs: Any) -> Explanati
         What the rules replace, with multiplications and bytes before and after, and what they
         leave, with the reason; print it. A module's buffers and torch's random state are afterwards
         what they were.
+
+    Examples:
+        >>> upsample = nn.Upsample(scale_factor=4, mode="bilinear")
+        >>> network = nn.Sequential(upsample, nn.Conv2d(8, 2, 1))
+        >>> with torch.no_grad():
+        ...     explanation = explain(network, torch.randn(1, 8, 16, 16))
+        >>> [applied.rule for applied in explanation.applied]
+        ['pointwise_before_upsample']
     """
     # They import torch's compiler, which takes longer than the rest of pspfast.
     from pspfast.rewrite.backend import rewrite_and_compile

@@ -1,0 +1,1 @@
+"""The pictures of docs/how-it-works.md, drawn from what the operators compute."""
