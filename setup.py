@@ -3,7 +3,8 @@ where nvcc and a CUDA torch are found.
 
 PSPFAST_BUILD=auto|cpu|cuda chooses; `cuda` makes a missing nvcc an error. No GPU is needed.
 TORCH_CUDA_ARCH_LIST says for which GPUs, PSPFAST_CUDA_ARCHS=torch takes those of the torch that is
-installed, as a wheel for others wants it. PSPFAST_VERSION_LABEL=1 ends the version in what was built.
+installed, as a wheel for others wants it. PSPFAST_VERSION_LABEL=1 ends the version in +cpu or
++cu13, as it was built.
 """
 
 import os

@@ -25,14 +25,9 @@ pytestmark = [
     ),
 ]
 
-# As setup.py compiles them; in numbers of DType in csrc/dtype.h.
-FLAGS = (
-    "-O3",
-    "-std=c++20",
-    "-Wno-psabi",
-    "-static",
-    f"-DTORCH_TARGET_VERSION={2 << 56 | 10 << 48}",
-)
+# -O1 compiles in half the time of setup.py's -O3.
+FLAGS = ("-O1", "-std=c++20", "-Wno-psabi", "-static", "-DTORCH_TARGET_VERSION=0x20a000000000000")
+# In the numbers of DType in csrc/dtype.h.
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 BINS = [1, 2, 3, 6]
