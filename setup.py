@@ -3,7 +3,8 @@ where nvcc and a CUDA torch are found.
 
 PSPFAST_BUILD=auto|cpu|cuda chooses; `cuda` makes a missing nvcc an error. No GPU is needed.
 TORCH_CUDA_ARCH_LIST says for which GPUs, PSPFAST_CUDA_ARCHS=torch takes those of the torch that is
-installed, as a wheel for others wants it.
+installed, as a wheel for others wants it. PSPFAST_VERSION_LABEL=1 ends the version in +cpu or
++cu13, as it was built.
 """
 
 import os
@@ -116,6 +117,17 @@ def choose_cuda() -> str | None:
         sys.exit(f"pspfast: PSPFAST_BUILD=cuda, but {problem}.")
     print(f"pspfast: building without CUDA kernels: {problem}.")
     return None
+
+
+def version_label(cuda_home: str | None) -> str:
+    """What tells wheels of one version apart: +cpu, or +cu and CUDA's major version, which is all
+    that matters of it: the runtime is in the library, and a driver serves a whole major version."""
+    choice = os.environ.get("PSPFAST_VERSION_LABEL", "0")
+    if choice not in ("0", "1"):
+        sys.exit(f"pspfast: PSPFAST_VERSION_LABEL: expected 0 or 1, got {choice!r}.")
+    if choice == "0":
+        return ""
+    return "+cpu" if cuda_home is None else f"+cu{nvcc_version(cuda_home).split('.')[0]}"
 
 
 def make_binding(cuda_home: str | None, codes: str) -> Extension:
@@ -232,4 +244,5 @@ setup(
     },
     ext_modules=[make_library(cuda_home), make_binding(cuda_home, codes)],
     cmdclass={"build_ext": BuildExtension},
+    options={"egg_info": {"tag_build": version_label(cuda_home)}},
 )

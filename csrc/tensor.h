@@ -15,6 +15,11 @@
 #include <tuple>
 #include <vector>
 
+// As torch 2.10 names it.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace pspfast {
 
 using torch::headeronly::MemoryFormat;

@@ -63,7 +63,8 @@ def try_version(version: str, wheel: Path, arguments: list[str]) -> tuple[str, b
         venv.create(folder, with_pip=True)
         python = Path(folder) / "bin" / "python"
         install = (python, "-m", "pip", "install", "-q", "--no-cache-dir")
-        must(*install, f"torch=={version}", *TEST_PACKAGES)
+        torch = "torch" if version == "newest" else f"torch=={version}"
+        must(*install, torch, *TEST_PACKAGES)
         must(*install, f"{wheel}[train]")
         found, library = must(python, "-c", FIND_LIBRARY).split()
         digest = hashlib.sha256(Path(library).read_bytes()).hexdigest()[:16]
@@ -83,7 +84,7 @@ def try_version(version: str, wheel: Path, arguments: list[str]) -> tuple[str, b
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("versions", nargs="+", help="of torch, as 2.10.0")
+    parser.add_argument("versions", nargs="+", help="of torch, as 2.10.0; or newest")
     parser.add_argument("--wheel", type=Path, help="one that is built already")
     parser.add_argument("-k", dest="tests", help="which tests, as pytest has it")
     parser.add_argument(
