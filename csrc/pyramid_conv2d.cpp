@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor> mix_backward(const Tensor& grad_mixed, const Tensor& 
   Tensor grad_priors = new_tensor({p.batch, p.bin_count, p.reduction}, priors.scalar_type(), priors);
   const Tensor grad_weight = new_tensor(weight.sizes(), weight.scalar_type(), weight, format_of(p));
   if (p.out_channels > 0) {
-    const Tensor filters_first = in_format(torch::stable::permute(grad_mixed, std::array<int64_t, 5>{4, 0, 1, 2, 3}));
+    const Tensor filters_first = in_format(take_tensor(call("aten::permute", "", grad_mixed, Ints{4, 0, 1, 2, 3})[0]));
     cpu::pyramid_mix_backward(p, filters_first.const_data_ptr(),
                               in_format(grad_weight_x, format_of(p)).const_data_ptr(), rows_of(priors).const_data_ptr(),
                               in_format(weight, format_of(p)).const_data_ptr(), grad_priors.mutable_data_ptr(),

@@ -10,6 +10,9 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+# Two programs for each of the 132 multiprocessors of an H100: a launch of fewer leaves some idle.
+ENOUGH_PROGRAMS = 2 * 132
+
 
 def launches_on_tensor_device(launcher: Callable[..., T]) -> Callable[..., T]:
     """Decorates a launcher: makes the device of its first argument, a tensor, the current one. That

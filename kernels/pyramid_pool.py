@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .jit.pyramid_pool import pool_bwd_kernel, pool_fwd_kernel
 from .launch import (
+    ENOUGH_PROGRAMS,
     column_block,
     dense,
     empty_map,
@@ -16,12 +17,14 @@ from .launch import (
     wrap_triton,
 )
 
+# Channels of a program: 64 or 128 consecutive bytes where channels are consecutive in memory.
+_CHANNELS = {True: 32, False: 16}
 
-def _channels(batch: int, channels: int, channels_last: bool) -> int:
-    """Channels of a program."""
-    # 64 or 128 consecutive bytes where channels are consecutive in memory; fewer channels where
-    # programs of 32 would not fill a large GPU.
-    return 32 if channels_last and batch * channels >= 32 * 256 else 16
+
+def _segment_rows(programs: int, height: int) -> int:
+    """Rows of a program: all, or segments where else the ``programs`` of one image would not fill a
+    large GPU. The batch has no part in it: an image has the same bits in any."""
+    return triton.cdiv(height, triton.cdiv(ENOUGH_PROGRAMS, max(programs, 1)))
 
 
 def _columns(x: Tensor, width: int, channels_last: bool, forward: bool) -> int:
@@ -43,15 +46,19 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
     x, channels_last = dense(x)
     batch, channels, height, width = x.shape
     bin_count = sum(b * b for b in bins)
-    if channels_last:
-        pooled = x.new_empty((batch, bin_count, channels)).transpose(1, 2)
-    else:
-        pooled = x.new_empty((batch, channels, bin_count))
-    block_c, divisor = _channels(batch, channels, channels_last), width_divisor(width)
+    block_c, divisor = _CHANNELS[channels_last], width_divisor(width)
     # All bins of (1, 2, 3, 6) are one block of 64. More bins than 128 would not fit a program's
     # registers: x is then read once for every 128.
     block_s = 16 if bin_count <= 16 else 64 if bin_count <= 64 else 128
-    grid = (batch * triton.cdiv(channels, block_c), triton.cdiv(bin_count, block_s))
+    programs = triton.cdiv(channels, block_c), triton.cdiv(bin_count, block_s)
+    segment_rows = _segment_rows(programs[0] * programs[1], height)
+    segments = triton.cdiv(height, segment_rows)
+    # Segments write sums of their own, which are added here.
+    pools = (bin_count, channels) if channels_last else (channels, bin_count)
+    pooled = x.new_empty(
+        (segments, batch, *pools), dtype=x.dtype if segments == 1 else torch.float32
+    )
+    grid = (batch * programs[0], programs[1], segments)
     wrap_triton(pool_fwd_kernel)[grid](
         x,
         pooled,
@@ -59,6 +66,8 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
         height,
         width // divisor,
         bin_count,
+        batch,
+        segment_rows,
         BINS=tuple(bins),
         CHANNELS_LAST=channels_last,
         WIDTH_DIVISOR=divisor,
@@ -66,7 +75,8 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
         BLOCK_W=_columns(x, width, channels_last, forward=True),
         BLOCK_S=block_s,
     )
-    return pooled
+    total = pooled[0] if segments == 1 else pooled.sum(0).to(x.dtype)
+    return total.transpose(1, 2) if channels_last else total
 
 
 @launches_on_tensor_device
@@ -77,8 +87,10 @@ def pyramid_pool_backward(
     batch, channels, bin_count = grad.shape
     grad = (grad.transpose(1, 2) if channels_last else grad).contiguous()
     grad_x = empty_map(grad, (batch, channels, height, width), channels_last)
-    block_c, divisor = _channels(batch, channels, channels_last), width_divisor(width)
-    grid = (batch * triton.cdiv(channels, block_c),)
+    block_c, divisor = _CHANNELS[channels_last], width_divisor(width)
+    programs = triton.cdiv(channels, block_c)
+    segment_rows = _segment_rows(programs, height)
+    grid = (batch * programs, triton.cdiv(height, segment_rows))
     wrap_triton(pool_bwd_kernel)[grid](
         grad,
         grad_x,
@@ -86,6 +98,7 @@ def pyramid_pool_backward(
         height,
         width // divisor,
         bin_count,
+        segment_rows,
         BINS=tuple(bins),
         CHANNELS_LAST=channels_last,
         WIDTH_DIVISOR=divisor,

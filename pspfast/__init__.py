@@ -8,7 +8,7 @@ __path__ = built_path(__path__)
 
 from pspfast import flops, ops
 from pspfast.backends import backend
-from pspfast.deployment import decompositions, export
+from pspfast.deployment import decompositions, export, export_rewritten, rewritten_program
 from pspfast.models import PSPNet, optimize_for_inference
 from pspfast.rewrite.explain import explain
 
@@ -19,7 +19,9 @@ __all__ = [
     "decompositions",
     "explain",
     "export",
+    "export_rewritten",
     "flops",
     "ops",
     "optimize_for_inference",
+    "rewritten_program",
 ]

@@ -118,19 +118,32 @@ def test_pyramid_pool(run: Kernel, dtype: torch.dtype, is_channels_last: bool) -
     close(grad_x, torch.ops.pspfast.pyramid_pool_backward(expected, BINS, 13, 11, is_channels_last))
 
 
+@pytest.mark.parametrize("is_channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_every_16_bit_number_bit_for_bit(run: Kernel, dtype: torch.dtype) -> None:
-    """Means of one number, and of two, which are rounded: denormal ones, infinities and NaN too."""
+def test_every_16_bit_number_bit_for_bit(
+    run: Kernel, dtype: torch.dtype, is_channels_last: bool
+) -> None:
+    """Means of two numbers and their sums, rounded: denormal ones, infinities and NaN too."""
     every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
-    for x in (every.view(1, -1, 1, 1), torch.stack([every, every.roll(1)], 1).view(1, -1, 2, 1)):
-        expected = torch.ops.pspfast.pyramid_pool(x, [1])
-        pooled = torch.zeros_like(expected)
-        run("pyramid_pool", [*x.shape, 0, of(dtype), 1], [x, pooled])
-        is_number = ~expected.isnan()
-        assert torch.equal(pooled.isnan(), ~is_number)
-        assert torch.equal(
-            pooled.view(torch.int16)[is_number], expected.view(torch.int16)[is_number]
-        )
+    # Sums of neighbours are often halfway between two numbers.
+    pairs = torch.stack([every, every.roll(1)], 1)
+    stored = pairs.t().contiguous() if is_channels_last else pairs
+    numbers = [1, len(every), 2, 1, is_channels_last, of(dtype), 1]
+    means = torch.zeros_like(every)
+    expected = torch.ops.pspfast.pyramid_pool(pairs[None, ..., None], [1])
+    run("pyramid_pool", numbers, [stored, means])
+    same_bits(means, expected.flatten())
+    added, bins = torch.zeros_like(every), [1, 1]
+    expected = torch.ops.pspfast.pyramid_pool_backward(pairs[None], bins, 1, 1, is_channels_last)
+    numbers = [1, len(every), 1, 1, is_channels_last, of(dtype), *bins]
+    run("pyramid_pool_backward", numbers, [stored, added])
+    same_bits(added, expected.flatten())
+
+
+def same_bits(got: Tensor, expected: Tensor) -> None:
+    is_number = ~expected.isnan()
+    assert torch.equal(got.isnan(), ~is_number)
+    assert torch.equal(got[is_number].view(torch.int16), expected[is_number].view(torch.int16))
 
 
 @EACH_DTYPE

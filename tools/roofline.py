@@ -19,11 +19,13 @@ class Chip:
     bandwidth: float
 
 
-# NVIDIA's data sheets: A100 80GB SXM (2.04 TB/s), H100 SXM (3.35 TB/s), HGX B200 (8 TB/s). Those of
-# H100 and B200 state rates with sparsity, which are twice the dense ones.
+# NVIDIA's data sheets: A100 80GB SXM (2.04 TB/s), H100 SXM (3.35 TB/s), H200 SXM (4.8 TB/s, and the
+# rates of an H100), HGX B200 (8 TB/s). All but the first state rates with sparsity, which are twice
+# the dense ones.
 CHIPS = (
     Chip("A100", 156e12, 312e12, 2.04e12),
     Chip("H100", 494.5e12, 989.5e12, 3.35e12),
+    Chip("H200", 494.5e12, 989.5e12, 4.8e12),
     Chip("B200", 1125e12, 2250e12, 8.0e12),
 )
 

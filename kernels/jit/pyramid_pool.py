@@ -1,9 +1,9 @@
 """Kernels of pyramid_pool: one read of x, backward one write; fixed order, bit-reproducible.
 
-A program takes a block of channels of one image. In a band, the rows between two neighbouring row
-edges of the pyramid, every bin holds all rows or none: rows are summed elementwise first, and the
-columns of a bin once a band. Backward likewise gathers the gradient of a band once and writes it to
-the band's rows.
+A program takes a block of channels and a segment of rows of one image. In a band, the rows between
+two neighbouring row edges of the pyramid, every bin holds all rows or none: rows are summed
+elementwise first, and the columns of a bin once a band. Backward likewise gathers the gradient of a
+band once and writes it to the band's rows. Where segments meet in a band, they cut it in two.
 
 The width is a quotient times WIDTH_DIVISOR: the product shows the compiler what divides the offset
 of every row.
@@ -40,6 +40,8 @@ def pool_fwd_kernel(
     height,
     width_quotient,
     bin_count,
+    batch,
+    segment_rows,
     BINS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDTH_DIVISOR: tl.constexpr,
@@ -47,19 +49,21 @@ def pool_fwd_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """Pools [N, C, S] of x [N, C, H, W], S = Σ b² of BINS; with CHANNELS_LAST, x and pools have
-    channels innermost in memory."""
+    """What a segment of rows of x [N, C, H, W] gives to its pools: pooled [segments, N, C, S],
+    S = Σ b² of BINS; with CHANNELS_LAST, x and pools have channels innermost in memory."""
     width = width_quotient * WIDTH_DIVISOR
     i_n, o_c, m_c = _locate(tl.program_id(0), channels, BLOCK_C)
     o_s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
     row_begin, row_end, column, area = locate_bins(o_s, height, width, BINS)
+    i_segment = tl.program_id(2)
+    end_segment = tl.minimum((i_segment + 1) * segment_rows, height)
     b_sum = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     for first_w in range(0, width, BLOCK_W):
         o_w = first_w + tl.arange(0, BLOCK_W)
         m_x = (o_w < width)[:, None] & m_c[None, :]
-        row = 0
-        while row < height:
-            end = next_edge(row, height, BINS)
+        row = i_segment * segment_rows
+        while row < end_segment:
+            end = tl.minimum(next_edge(row, height, BINS), end_segment)
             b_band = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
             for r in tl.range(row, end, num_stages=3):
                 o_x = map_offsets(i_n, o_c, r, o_w, channels, height, width, CHANNELS_LAST)
@@ -77,7 +81,10 @@ def pool_fwd_kernel(
                 first += bins
             row = end
 
-    o_pooled = _pooled_offsets(i_n, o_c, o_s, channels, bin_count, CHANNELS_LAST)
+    # The pools of a segment are a batch of their own.
+    o_pooled = _pooled_offsets(
+        i_segment * batch + i_n, o_c, o_s, channels, bin_count, CHANNELS_LAST
+    )
     b_pooled = (b_sum / area[:, None]).to(p_pooled.dtype.element_ty)
     tl.store(p_pooled + o_pooled, b_pooled, mask=(o_s < bin_count)[:, None] & m_c[None, :])
 
@@ -90,6 +97,7 @@ def pool_bwd_kernel(
     height,
     width_quotient,
     bin_count,
+    segment_rows,
     BINS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDTH_DIVISOR: tl.constexpr,
@@ -100,12 +108,14 @@ def pool_bwd_kernel(
     have channels innermost in memory."""
     width = width_quotient * WIDTH_DIVISOR
     i_n, o_c, m_c = _locate(tl.program_id(0), channels, BLOCK_C)
+    i_segment = tl.program_id(1)
+    end_segment = tl.minimum((i_segment + 1) * segment_rows, height)
     for first_w in range(0, width, BLOCK_W):
         o_w = first_w + tl.arange(0, BLOCK_W)
         m_x = (o_w < width)[:, None] & m_c[None, :]
-        row = 0
-        while row < height:
-            end = next_edge(row, height, BINS)
+        row = i_segment * segment_rows
+        while row < end_segment:
+            end = tl.minimum(next_edge(row, height, BINS), end_segment)
             b_band = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
             first = 0
             for level in tl.static_range(len(BINS)):

@@ -123,17 +123,23 @@ def upsample_concat_conv2d(
         if list(m.shape[2:]) == list(size):
             share = F.conv2d(m, part, padding=kernel // 2)
         else:
-            # [N, O ky kx, h, w] to [N, O, ky h, kx w]
-            taps = part.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
-            mixed = F.conv2d(m, taps).unflatten(1, (-1, kernel, kernel))
-            mixed = mixed.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+            # A product of each column of taps: what follows then needs no transposed map, which
+            # other runtimes take longer for than for the products.
+            taps = part.permute(3, 0, 2, 1).flatten(1, 2)[:, :, :, None, None]
             rows, cols = (
                 nearest_matrix(to, source, m)
                 if nearest
                 else interpolation_matrix(to, source, align_corners, m)
                 for to, source in zip(size, m.shape[2:], strict=True)
             )
-            share = _taps(rows, kernel) @ (mixed @ _taps(cols, kernel).t())
+            # [N, O ky, h, W] each
+            along = [
+                F.conv2d(m, column) @ weights.t()
+                for column, weights in zip(taps, _moved(cols, kernel), strict=True)
+            ]
+            # [N, O, ky h, W]
+            stacked = sum(along[1:], along[0]).unflatten(1, (-1, kernel)).flatten(2, 3)
+            share = _taps(rows, kernel) @ stacked
         out = share if out is None else out + share
     assert out is not None
     if bias is not None:
@@ -142,11 +148,15 @@ def upsample_concat_conv2d(
 
 
 def _taps(weights: Tensor, kernel: int) -> Tensor:
-    """``[length, k b]``: an interpolation matrix ``[length, b]`` moved by each tap, zero outside
-    the map."""
+    """``[length, k b]``: an interpolation matrix ``[length, b]`` moved by each tap."""
+    return torch.cat(_moved(weights, kernel), dim=1)
+
+
+def _moved(weights: Tensor, kernel: int) -> list[Tensor]:
+    """An interpolation matrix ``[length, b]`` moved by each tap, zero outside the map."""
     length = weights.shape[0]
     padded = F.pad(weights, (0, 0, kernel // 2, kernel // 2))
-    return torch.cat([padded[tap : tap + length] for tap in range(kernel)], dim=1)
+    return [padded[tap : tap + length] for tap in range(kernel)]
 
 
 def upsample(

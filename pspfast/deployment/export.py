@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pspfast.deployment.network import Outputs, StandardNetwork
+from pspfast.deployment.writing import checked_path, write
 from pspfast.models import PSPNet
 from pspfast.models.inference import InferencePSPNet
 
@@ -60,15 +57,8 @@ def export(
         >>> torch.export.load(path).module()(torch.randn(1, 3, 65, 65)).shape
         torch.Size([1, 65, 65])
     """
-    path = Path(path)
-    if path.suffix == ".onnx":
-        for name in ("onnx", "onnxscript"):
-            if find_spec(name) is None:
-                raise ModuleNotFoundError(
-                    f"export: {name} is not installed; pip install 'pspfast[export]' brings it",
-                    name=name,
-                )
-    _check(model, path, size, outputs, preprocess)
+    path = checked_path(path)
+    _check(model, size, outputs, preprocess)
     network = StandardNetwork(model, outputs, preprocess)
     dtype = torch.uint8 if preprocess else next(model.parameters()).dtype
     # A batch of two, because one of one would be a constant.
@@ -81,28 +71,27 @@ def export(
     with torch.no_grad():
         program = torch.export.export(network, (images,), dynamic_shapes=shapes)
     described = json.dumps(_describe(model, outputs, preprocess))
-    if path.suffix == ".onnx":
-        data = _onnx(program, images, outputs, described, shapes)
-    else:
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer, extra_files={"pspfast": described})
-        data = buffer.getvalue()
-    from pspfast.files import atomic_open
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_open(path) as file:
-        file.write(data)
+    write(
+        program,
+        path,
+        (images,),
+        input_names=["images"],
+        output_names=[outputs],
+        described=described,
+    )
     return path
 
 
-def _check(model: Any, path: Path, size: Sequence[int], outputs: str, preprocess: bool) -> None:
+def _check(model: Any, size: Sequence[int], outputs: str, preprocess: bool) -> None:
     if not isinstance(model, PSPNet) or isinstance(model, InferencePSPNet):
         raise TypeError(
-            f"export: model: expected a PSPNet, got {type(model).__name__}"
-            + ": export the PSPNet that it was made of" * isinstance(model, InferencePSPNet)
+            f"export: model: expected a PSPNet, got {type(model).__name__}: "
+            + (
+                "export the PSPNet that it was made of"
+                if isinstance(model, InferencePSPNet)
+                else "pspfast.export_rewritten takes other models"
+            )
         )
-    if path.suffix not in (".onnx", ".pt2"):
-        raise ValueError(f"export: path: expected a name ending in .onnx or .pt2, got {path}")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"export: size: expected (H, W) of at least 1, got {tuple(size)}")
     if outputs not in ("logits", "labels", "probabilities"):
@@ -123,36 +112,3 @@ def _describe(model: PSPNet, outputs: str, preprocess: bool) -> dict[str, Any]:
         "class_names": list(names),
         "preprocessing": {**model.preprocessing.to_dict(), "is_within": preprocess},
     }
-
-
-def _onnx(
-    program: torch.export.ExportedProgram,
-    images: torch.Tensor,
-    outputs: str,
-    described: str,
-    shapes: Any,
-) -> bytes:
-    with _quiet():
-        made = torch.onnx.export(
-            program,
-            (images,),
-            input_names=["images"],
-            output_names=[outputs],
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
-    assert made is not None
-    made.model.metadata_props["pspfast"] = described
-    return made.model_proto.SerializeToString()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter reports its optimiser's steps as warnings."""
-    logger = logging.getLogger("onnxscript")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

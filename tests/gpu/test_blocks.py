@@ -1,25 +1,49 @@
-"""Small batches fill a GPU: every memory-bound CUDA kernel has at least two blocks for each of the
-132 multiprocessors of an H100."""
+"""Small batches fill a GPU: every memory-bound kernel has at least two blocks for each of the 132
+multiprocessors of an H100."""
 
 import pytest
 
+from tools.machine_code import noted_launches
 from tools.network_calls import Call, network_calls
 
 ENOUGH = 2 * 132
+# They add or merge few sums: a value for each channel, or for each block before them.
+SMALL = {"mean_loss_kernel", "merge_moments_kernel", "merge_statistics_kernel", "add_sums_kernel"}
+# Its programs are bins and channels of an image, with all positions of a row of taps each: 192 for
+# one image.
+TOO_FEW = {"bwd_kernel"}
 # One block adds a few sums.
-SMALL = "mean_kernel"
+SMALL_CUDA = "mean_kernel"
+every_batch = pytest.mark.parametrize("batch", [1, 2, 4])
 
 
 def cuda_calls(batch: int) -> list[Call]:
     return [call for call in network_calls(batch) if call.cuda is not None]
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4])
+@every_batch
 def test_two_blocks_a_multiprocessor(batch: int) -> None:
     calls = cuda_calls(batch)
     assert len(calls) > 50
     for call in calls:
         assert call.cuda is not None
         for launch in call.cuda():
-            if SMALL not in launch.kernel:
+            if SMALL_CUDA not in launch.kernel:
                 assert launch.blocks >= ENOUGH, f"{call.op}: {launch}"
+
+
+@every_batch
+def test_two_programs_a_multiprocessor(batch: int) -> None:
+    seen = set()
+    for call in network_calls(batch):
+        if not call.triton_bytes:  # A convolution's tiles are tuned.
+            continue
+        with noted_launches() as launches:
+            call.triton()
+        for launch in launches.taken():
+            name = launch.kernel.__name__
+            seen.add(name)
+            if name not in SMALL | TOO_FEW:
+                assert launch.programs is not None
+                assert launch.programs >= ENOUGH, f"{call.op}: {name}, {launch.programs} programs"
+    assert len(seen - SMALL) >= 12

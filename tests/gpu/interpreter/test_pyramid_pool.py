@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pspfast.kernels import pyramid_pool
 from pspfast.kernels.pyramid_pool import pyramid_pool_backward, pyramid_pool_forward
 
 PYRAMID = (1, 2, 3, 6)
@@ -61,6 +62,18 @@ def test_forward_and_backward(
     assert_exact_to_rounding(grad_x, exact_x.grad)
     assert grad_x.stride() == x.stride()
     assert pooled.is_contiguous() or pooled.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("enough", [1, 9], ids=["all_rows", "segments_of_two_rows"])
+def test_rows_of_a_program(
+    enough: int, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above, maps are so small that every program has a single row."""
+    monkeypatch.setattr(pyramid_pool, "ENOUGH_PROGRAMS", enough)
+    shape, bins = (2, 17, 5, 7), (2, 3)
+    test_forward_and_backward(shape, bins, torch.float32, channels_last)
+    test_forward_and_backward((1, 16, 7, 6), bins, torch.float16, channels_last)
 
 
 def test_other_strides_are_copied() -> None:
