@@ -31,6 +31,7 @@ from pspfast.ops.common.checks import (
     is_channels_last,
     sum_dtype,
 )
+from pspfast.ops.common.interpolate import interpolate
 from pspfast.ops.common.upsample_add import is_mixed, mix, upsample_add
 from pspfast.ops.dilated_conv2d import dilated_conv2d
 
@@ -104,7 +105,7 @@ def upsample_concat_conv2d(
         return _on_gpu(backend, maps, weight, bias, *options)
     # Interpolation is separable: an axis that grows is left to the op.
     reduced = [[min(a, b) for a, b in zip(m.shape[2:], size, strict=True)] for m in maps]
-    maps = [_interpolate(m, s, align_corners, nearest) for m, s in zip(maps, reduced, strict=True)]
+    maps = [interpolate(m, s, align_corners, nearest) for m, s in zip(maps, reduced, strict=True)]
     return torch.ops.pspfast.upsample_concat_conv2d(maps, weight, bias, *options)
 
 
@@ -129,7 +130,7 @@ def _on_gpu(
         if is_mixed(x.shape[2:], size, weight.shape[2]):
             mixed.append(mix(x, part))
             continue
-        convolved = convolve(_interpolate(x, size, align_corners, nearest), part)
+        convolved = convolve(interpolate(x, size, align_corners, nearest), part)
         base = convolved if base is None else base + convolved
     if mixed:
         interpolation = (size, align_corners, nearest)
@@ -149,23 +150,12 @@ def upsample_concat_conv2d_reference(
     relu: bool,
 ) -> Tensor:
     """:func:`upsample_concat_conv2d` in plain PyTorch, by way of the concatenation."""
-    concatenation = torch.cat([_interpolate(m, size, align_corners, nearest) for m in maps], 1)
+    concatenation = torch.cat([interpolate(m, size, align_corners, nearest) for m in maps], 1)
     return _finish(F.conv2d(concatenation, weight, bias, padding=weight.shape[2] // 2), relu)
 
 
 def _finish(out: Tensor, relu: bool) -> Tensor:
     return out.relu() if relu else out
-
-
-def _interpolate(x: Tensor, size: Sequence[int], align_corners: bool, nearest: bool) -> Tensor:
-    if list(x.shape[2:]) == list(size):
-        return x
-    if 0 in x.shape[:2]:
-        # F.interpolate refuses a map without channels.
-        return x.new_zeros((*x.shape[:2], *size))
-    if nearest:
-        return F.interpolate(x, list(size), mode="nearest")
-    return F.interpolate(x, list(size), mode="bilinear", align_corners=align_corners)
 
 
 def _check_inputs(
