@@ -40,7 +40,7 @@ ALLOWED = {
     "_extension": set(),
     "_source_folder": set(),
     "__main__": {"cli"},
-    "deployment": {"models", "ops", "backends", "files"},
+    "deployment": {"models", "ops", "backends", "files", "rewrite"},
     "": {"_source_folder", "backends", "deployment", "flops", "models", "ops", "rewrite"},
 }
 
