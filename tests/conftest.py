@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full-sizes",
         action="store_true",
-        help="tests/rewrite/test_whole_models.py at 512x512 and 509x333, which takes an hour",
+        help="tests/rewrite/test_whole_models.py at 512x512 and 509x333, which takes long",
     )
 
 

@@ -157,10 +157,10 @@ class _Rewritten(nn.Module):
         #: The buffer of each argument of the graph; None for an input.
         self._sources: list[str | None] = []
         for i, tensor in enumerate([*weights, *(derived(weights) if derived else [])]):
-            name = None if tensor is None else f"weight_{i}"
-            if tensor is not None and name is not None:
+            name = f"weight_{i}"
+            self._sources.append(None if tensor is None else name)
+            if tensor is not None:
                 self.register_buffer(name, tensor.detach().contiguous())
-            self._sources.append(name)
 
     def forward(self, *inputs: Tensor) -> Any:
         """What the model gives."""

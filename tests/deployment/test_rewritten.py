@@ -1,7 +1,5 @@
 """Other libraries' models in files, rewritten."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 from randomised import randomised, relative_difference
 from torch import Tensor, nn
 from whole_models import PlainPSPNet, PlainUPerNet, transformers_model
+from without_pspfast import run_without_pspfast
 
 import pspfast
 from pspfast.deployment.rewritten import _programmed
@@ -51,18 +50,11 @@ def test_any_size_without_pspfast(kind: type[nn.Module], tmp_path: Path) -> None
         torch.randn(n, 3, *size) for n, size in ((1, (97, 73)), (3, (64, 50)), (2, (56, 49)))
     ]
     torch.save(batches, tmp_path / "images.pt")
-    script = """
-import sys, torch
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "pspfast":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
+    code = """
 program = torch.export.load("m.pt2").module()
 torch.save([program(x) for x in torch.load("images.pt")], "logits.pt")
-assert "pspfast" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    run_without_pspfast(code, tmp_path)
     assert not [name for name in operators(torch.export.load(path)) if "pspfast" in name]
     for images, got in zip(batches, torch.load(tmp_path / "logits.pt"), strict=True):
         assert relative_difference(got, model(images)) < 1e-5
