@@ -12,11 +12,13 @@ from torch import Tensor
 from pspfast.kernels import launch
 from tools.machine_code import LAUNCHERS
 
+# What a module's public functions are beside launchers: rules, which say yes or no.
 PUBLIC = [
     function
     for module in LAUNCHERS
     for name, function in vars(module).items()
     if inspect.isfunction(function) and function.__module__ == module.__name__ and name[0] != "_"
+    if inspect.signature(function).return_annotation is not bool
 ]
 
 
