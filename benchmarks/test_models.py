@@ -1,5 +1,5 @@
 """Whole models of other libraries with ``torch.compile(backend="pspfast")``: image to labels, and a
-training step, against eager in channels_last and against Inductor."""
+training step, against eager in channels_last, Inductor and the runtimes that serve models."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.peers import PEERS
 from benchmarks.semseg import SemsegPSPNet
 from pspfast import PSPNet
 
@@ -81,6 +82,27 @@ def upsampled(model: nn.Module, images: Tensor) -> Tensor:
     return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 
 
+class Upsampled(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return upsampled(self.model, images)
+
+
+def served(model: nn.Module, images: Tensor) -> dict[str, Callable[[], Any]]:
+    """Image to labels by what holds the weights fixed; what is not installed is left out."""
+    names = {"torch.compile": "torch.compile, frozen"}
+    names |= {name: name for name in ("ONNX Runtime", "OpenVINO")}
+    module = Upsampled(model)
+    return {
+        title: PEERS[name].make(module, images, torch.float32)
+        for name, title in names.items()
+        if not PEERS[name].missing() and images.device.type == "cpu"
+    }
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_labels(compare, name: str, device) -> None:
     model = build(name, device).eval()
@@ -96,8 +118,10 @@ def test_labels(compare, name: str, device) -> None:
         "torch.compile": torch.compile(labels),
     }
     with torch.no_grad():
-        results = {side: function() for side, function in sides.items()}
-        assert (results["ours"] == results["eager"]).float().mean() > 0.9999
+        sides |= served(model, images)
+        results = {side: torch.as_tensor(function()) for side, function in sides.items()}
+        for result in results.values():
+            assert (result == results["eager"]).float().mean() > 0.9999
         compare(sides.pop("ours"), sides, ROUNDS, WARMUP_ROUNDS)
 
 
