@@ -125,8 +125,12 @@ def test_labels(compare, name: str, device) -> None:
         compare(sides.pop("ours"), sides, ROUNDS, WARMUP_ROUNDS)
 
 
-@pytest.mark.parametrize("name", ["UPerNet-ConvNeXt-T", "SegFormer-B0"])
-def test_training_step(compare, name: str, device) -> None:
+Side = Callable[[Callable[..., Any]], Callable[[], Tensor]]
+
+
+def training_step(name: str, device: torch.device) -> Side:
+    """Takes what compiles and returns a step of a copy of the model: forward, loss, backward, SGD;
+    the same for all."""
     first = build(name, device).train()
     for module in first.modules():
         if isinstance(module, nn.Dropout):
@@ -149,6 +153,12 @@ def test_training_step(compare, name: str, device) -> None:
 
         return step
 
+    return side
+
+
+@pytest.mark.parametrize("name", ["UPerNet-ConvNeXt-T", "SegFormer-B0"])
+def test_training_step(compare, name: str, device) -> None:
+    side = training_step(name, device)
     sides = {
         "ours": side(lambda f: torch.compile(f, backend="pspfast")),
         "eager": side(lambda f: f),
