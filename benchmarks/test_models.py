@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pspfast
 from benchmarks.peers import PEERS
 from benchmarks.semseg import SemsegPSPNet
 from pspfast import PSPNet
@@ -123,6 +124,25 @@ def test_labels(compare, name: str, device) -> None:
         for result in results.values():
             assert (result == results["eager"]).float().mean() > 0.9999
         compare(sides.pop("ours"), sides, ROUNDS, WARMUP_ROUNDS)
+
+
+def test_where_nothing_applies(compare, device) -> None:
+    """A vision transformer: the same graph, as Inductor compiles it."""
+    library = pytest.importorskip("torchvision")
+    model = library.models.vit_b_16(weights=None).to(device).eval()
+    # Its last layer starts with zeros.
+    nn.init.normal_(model.heads.head.weight)
+    images = torch.randn(1, 3, 224, 224, device=device)
+    with torch.no_grad():
+        assert not pspfast.explain(model, images).applied
+    sides = {
+        "ours": torch.compile(lambda: model(images), backend="pspfast"),
+        "torch.compile": torch.compile(lambda: model(images)),
+    }
+    with torch.no_grad():
+        results = {side: function() for side, function in sides.items()}
+        torch.testing.assert_close(results["ours"], results["torch.compile"])
+        compare(sides.pop("ours"), sides)
 
 
 Side = Callable[[Callable[..., Any]], Callable[[], Tensor]]
