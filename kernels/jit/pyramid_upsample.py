@@ -183,6 +183,7 @@ def add_fwd_kernel(
     bin_columns = 0
     for level in tl.static_range(len(BINS)):
         bin_columns += BINS[level]
+    # What rows share is computed again: registers do not hold it.
     for row in tl.range(first_row, end_row, num_stages=1, disable_licm=True):
         b_out = _upsample(
             p_mixed + i_n * bin_count * (KERNEL_SIZE * KERNEL_SIZE) * channels,
@@ -244,8 +245,7 @@ def bwd_kernel(
     A program gathers for a row of bins of a level, over a block of columns of the map. It reads the
     rows of the map between the neighbouring rows of bins, and one more at either side for taps, or
     a segment of these: every level reads the map about twice, a single bin once. Programs of the
-    same channels are neighbours: the L2 cache has what another read.
-    """
+    same channels are neighbours: the L2 cache has what another read."""
     width = width_quotient * WIDTH_DIVISOR
     bin_rows = 0
     for level in tl.static_range(len(BINS)):
@@ -281,8 +281,7 @@ def bwd_kernel(
             b_before += interpolation_weight(row - 1, height, u, bins, ALIGN_CORNERS) * b_grad
             b_behind += interpolation_weight(row + 1, height, u, bins, ALIGN_CORNERS) * b_grad
 
-    part = i_segment * column_blocks + i_w
-    first_tap = (part * batch + i_n) * bin_count + first_bin + u * bins
+    first_tap = ((i_segment * column_blocks + i_w) * batch + i_n) * bin_count + first_bin + u * bins
     p_taps = p_grad_values + first_tap * (KERNEL_SIZE * KERNEL_SIZE) * channels + o_c[None, :]
     for first_k in tl.range(0, bins * KERNEL_SIZE, _BLOCK_K, num_stages=1):
         o_k = first_k + tl.arange(0, _BLOCK_K)
