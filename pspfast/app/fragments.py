@@ -51,7 +51,7 @@ def note(text: str) -> str:
 def legend(found: Segmented, class_list: ClassList) -> str:
     """The colours of the classes that occur."""
     items = (
-        f"<li>{_swatch(class_list, i)}{escape(class_list.names[i])}</li>" for i in found.present()
+        f"<li>{class_list.swatch(i)}{escape(class_list.names[i])}</li>" for i in found.present()
     )
     return f'<ul class="legend" aria-label="Legend">{"".join(items)}</ul>'
 
@@ -64,7 +64,7 @@ def shares(found: Segmented, class_list: ClassList) -> str:
         colour = f"background:rgb{class_list.palette[i]}"
         strip += f'<span style="width:{part:.2f}%;{colour}" title="{name} {part:.1f} %"></span>'
         rows += (
-            f'<tr><th scope="row">{_swatch(class_list, i)}{name}</th>'
+            f'<tr><th scope="row">{class_list.swatch(i)}{name}</th>'
             f'<td class="number">{part:.1f}</td><td class="number">{found.counts[i]:,}</td></tr>'
         )
     return (
@@ -80,7 +80,3 @@ def progress(training: Progress) -> str:
         f'<progress value="{training.done:.3f}" max="1" aria-label="Training"></progress>'
         f'<p class="note" role="status">{escape(training.text)}</p>'
     )
-
-
-def _swatch(class_list: ClassList, i: int) -> str:
-    return f'<span class="swatch" style="background:rgb{class_list.palette[i]}"></span>'

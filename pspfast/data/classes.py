@@ -34,6 +34,10 @@ class ClassList:
     def num_classes(self) -> int:
         return len(self.names)
 
+    def swatch(self, i: int) -> str:
+        """HTML of a patch in the colour of class i; the page's style gives ``swatch`` its size."""
+        return f'<span class="swatch" style="background:rgb{self.palette[i]}"></span>'
+
     @classmethod
     def generic(cls, num_classes: int) -> "ClassList":
         """Numbered names and distinct colours, for data that brings no names of its own.

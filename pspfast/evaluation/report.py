@@ -96,13 +96,11 @@ def report_page(
 
 def _classes(record: dict[str, Any], class_list: ClassList) -> str:
     rows = []
-    for name, colour in zip(class_list.names, class_list.palette, strict=True):
+    for i, name in enumerate(class_list.names):
         scores = record["classes"][name]
-        swatch = f'<span class="swatch" style="background:rgb{colour}"></span>'
         pixels = f'<td class="number"><data value="{scores["pixels"]}">{scores["pixels"]:,}</data>'
-        rows.append(
-            [_head(name, swatch), _bar(scores["IoU"]), _bar(scores["acc"]), f"{pixels}</td>"]
-        )
+        head = _head(name, class_list.swatch(i))
+        rows.append([head, _bar(scores["IoU"]), _bar(scores["acc"]), f"{pixels}</td>"])
     caption = "IoU and accuracy in percent, and labelled pixels; – where a class does not occur"
     return _table(caption, ["class", "IoU", "accuracy", "pixels"], rows, "classes")
 
