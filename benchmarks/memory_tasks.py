@@ -1,7 +1,10 @@
 """Prints megabytes at the peak of ``python memory_tasks.py task ours|eager``; see
-test_peak_memory.py. Needs Linux, whose kernel counts the peak and forgets it on request."""
+test_peak_memory.py. Needs Linux, whose kernel counts the peak and forgets it on request, and
+glibc."""
 
+import ctypes
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -52,9 +55,29 @@ def training_task(side: str):
     return step
 
 
+def model_task(side: str, name: str) -> Callable[[], None]:
+    """A step of another library's model, which compiles and allocates at a first one."""
+    # As in conftest.py.
+    sys.path.append(str(Path(__file__).parents[1]))
+    from benchmarks.test_models import training_step
+
+    step = training_step(name, torch.device("cpu"))(
+        (lambda f: torch.compile(f, backend="pspfast")) if side == "ours" else lambda f: f
+    )
+    step()
+    # What the first one freed would count as there before the second.
+    ctypes.CDLL(None).malloc_trim(0)
+    return step
+
+
 def main(task: str, side: str) -> None:
     name, *numbers = task.split("-")
-    run = loss_task(side, *map(int, numbers)) if name == "loss" else training_task(side)
+    if name == "loss":
+        run = loss_task(side, *map(int, numbers))
+    elif task == "training-step":
+        run = training_task(side)
+    else:
+        run = model_task(side, task)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     run()

@@ -82,23 +82,33 @@ def make_torch_compile(model: nn.Module, images: Tensor, dtype: torch.dtype) -> 
 
 
 def make_onnxruntime(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Labels:
+    return run_onnxruntime(export_onnx(with_argmax(model), images), images)
+
+
+def run_onnxruntime(onnx: bytes, images: Tensor) -> Callable[[], np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Idle threads of its pool would spin on into the next peer's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(export_onnx(with_argmax(model), images), options)
-    feed = {"images": images.numpy()}
+    session = onnxruntime.InferenceSession(onnx, options)
+    feed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, feed)[0]
 
 
 def make_openvino(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Labels:
+    return run_openvino(export_onnx(with_argmax(model), images), images, dtype)
+
+
+def run_openvino(
+    onnx: bytes, images: Tensor, dtype: torch.dtype = torch.float32
+) -> Callable[[], np.ndarray]:
     import openvino
 
     core = openvino.Core()
     compiled = core.compile_model(
-        core.read_model(export_onnx(with_argmax(model), images)),
+        core.read_model(onnx),
         "CPU",
         {
             "PERFORMANCE_HINT": "LATENCY",
@@ -107,7 +117,7 @@ def make_openvino(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Label
         },
     )
     request = compiled.create_infer_request()
-    feed = {"images": images.numpy()}
+    feed = [images.numpy()]
     return lambda: request.infer(feed, share_inputs=True, share_outputs=True)[0]
 
 

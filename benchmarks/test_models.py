@@ -1,5 +1,5 @@
 """Whole models of other libraries with ``torch.compile(backend="pspfast")``: image to labels, and a
-training step, against eager in channels_last and against Inductor."""
+training step, against eager in channels_last, Inductor and the runtimes that serve models."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pspfast
+from benchmarks.peers import PEERS
 from benchmarks.semseg import SemsegPSPNet
 from pspfast import PSPNet
 
@@ -81,6 +83,27 @@ def upsampled(model: nn.Module, images: Tensor) -> Tensor:
     return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 
 
+class Upsampled(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return upsampled(self.model, images)
+
+
+def served(model: nn.Module, images: Tensor) -> dict[str, Callable[[], Any]]:
+    """Image to labels by what holds the weights fixed; what is not installed is left out."""
+    names = {"torch.compile": "torch.compile, frozen"}
+    names |= {name: name for name in ("ONNX Runtime", "OpenVINO")}
+    module = Upsampled(model)
+    return {
+        title: PEERS[name].make(module, images, torch.float32)
+        for name, title in names.items()
+        if not PEERS[name].missing() and images.device.type == "cpu"
+    }
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_labels(compare, name: str, device) -> None:
     model = build(name, device).eval()
@@ -96,13 +119,38 @@ def test_labels(compare, name: str, device) -> None:
         "torch.compile": torch.compile(labels),
     }
     with torch.no_grad():
-        results = {side: function() for side, function in sides.items()}
-        assert (results["ours"] == results["eager"]).float().mean() > 0.9999
+        sides |= served(model, images)
+        results = {side: torch.as_tensor(function()) for side, function in sides.items()}
+        for result in results.values():
+            assert (result == results["eager"]).float().mean() > 0.9999
         compare(sides.pop("ours"), sides, ROUNDS, WARMUP_ROUNDS)
 
 
-@pytest.mark.parametrize("name", ["UPerNet-ConvNeXt-T", "SegFormer-B0"])
-def test_training_step(compare, name: str, device) -> None:
+def test_where_nothing_applies(compare, device) -> None:
+    """A vision transformer: the same graph, as Inductor compiles it."""
+    library = pytest.importorskip("torchvision")
+    model = library.models.vit_b_16(weights=None).to(device).eval()
+    # Its last layer starts with zeros.
+    nn.init.normal_(model.heads.head.weight)
+    images = torch.randn(1, 3, 224, 224, device=device)
+    with torch.no_grad():
+        assert not pspfast.explain(model, images).applied
+    sides = {
+        "ours": torch.compile(lambda: model(images), backend="pspfast"),
+        "torch.compile": torch.compile(lambda: model(images)),
+    }
+    with torch.no_grad():
+        results = {side: function() for side, function in sides.items()}
+        torch.testing.assert_close(results["ours"], results["torch.compile"])
+        compare(sides.pop("ours"), sides)
+
+
+Side = Callable[[Callable[..., Any]], Callable[[], Tensor]]
+
+
+def training_step(name: str, device: torch.device) -> Side:
+    """Takes what compiles and returns a step of a copy of the model: forward, loss, backward, SGD;
+    the same for all."""
     first = build(name, device).train()
     for module in first.modules():
         if isinstance(module, nn.Dropout):
@@ -125,6 +173,12 @@ def test_training_step(compare, name: str, device) -> None:
 
         return step
 
+    return side
+
+
+@pytest.mark.parametrize("name", ["UPerNet-ConvNeXt-T", "SegFormer-B0"])
+def test_training_step(compare, name: str, device) -> None:
+    side = training_step(name, device)
     sides = {
         "ours": side(lambda f: torch.compile(f, backend="pspfast")),
         "eager": side(lambda f: f),

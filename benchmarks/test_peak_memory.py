@@ -19,10 +19,13 @@ def peak(task: str, side: str) -> dict[str, float]:
     return {"total": float(total), "additional": float(additional)}
 
 
-@pytest.mark.parametrize(
-    "task", ["loss-150-60-473", "loss-21-60-473", "loss-19-90-713", "training-step"]
-)
+TASKS_OF_OPS = ["loss-150-60-473", "loss-21-60-473", "loss-19-90-713", "training-step"]
+
+
+@pytest.mark.parametrize("task", [*TASKS_OF_OPS, "UPerNet-ConvNeXt-T", "SegFormer-B0"])
 def test_peak_memory(benchmark, record_row, task) -> None:
+    if task not in TASKS_OF_OPS:
+        pytest.importorskip("transformers")
     eager = peak(task, "eager")
     ours = benchmark.pedantic(peak, (task, "ours"), rounds=1)
     ratios = {kind: ours[kind] / eager[kind] for kind in ours}

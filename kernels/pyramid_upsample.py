@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .jit.pyramid_upsample import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
 from .launch import (
+    ENOUGH_PROGRAMS,
     column_block,
     dense,
     empty_map,
@@ -21,11 +22,27 @@ from .launch import (
 # such blocks for three rows of taps, and 64 would spill.
 _FORWARD_CHANNELS = 64
 _BACKWARD_CHANNELS = 32
+# Rows of the map that a program of the addition takes at most. They read nearly the same rows of
+# bins: eight read about as many bytes of these as of the map, one alone six times as many.
+_MOST_ROWS = 8
+# With fewer rows, bins are most of what is read: half as many channels are better then.
+_FEWEST_ROWS = 3
+# Rows of the map for each segment of the backward at least. For a row of six bins, nine sums each,
+# a segment writes as many bytes as two rows of 60 columns of 16 bits have, and gathers them from a
+# third of its share of the map: with fewer rows, it would write more than it reads.
+_SEGMENT_ROWS = 8
 
 
 def _channel_block(channels: int, most: int) -> int:
     # tl.dot takes 16 or more.
     return 16 if channels <= 16 else 32 if channels <= 32 else most
+
+
+def _segments(programs: int, height: int) -> int:
+    """How many programs share the rows of the map that a row of bins gathers: several where else
+    the ``programs`` of one image would not fill a large GPU. The batch has no part in it: an image
+    has the same bits in any."""
+    return max(min(triton.cdiv(ENOUGH_PROGRAMS, programs), height // _SEGMENT_ROWS), 1)
 
 
 @launches_on_tensor_device
@@ -83,7 +100,15 @@ def pyramid_upsample_add_forward(
         return out
     block_w, block_c = column_block(width), _channel_block(channels, _FORWARD_CHANNELS)
     divisor = width_divisor(width)
-    grid = (batch * triton.cdiv(channels, block_c) * triton.cdiv(width, block_w) * height,)
+    tiles = triton.cdiv(channels, block_c) * triton.cdiv(width, block_w)
+    # Decided for one image, which has the same bits in any batch then; and where columns are
+    # innermost, 64 channels would spill on sm_80.
+    if not channels_last or tiles * height < _FEWEST_ROWS * ENOUGH_PROGRAMS:
+        block_c = _channel_block(channels, _FORWARD_CHANNELS // 2)
+        tiles = triton.cdiv(channels, block_c) * triton.cdiv(width, block_w)
+    tiles *= batch
+    rows = min(max(tiles * height // ENOUGH_PROGRAMS, 1), _MOST_ROWS)
+    grid = (tiles * triton.cdiv(height, rows),)
     wrap_triton(add_fwd_kernel)[grid](
         base,
         mixed.contiguous(),
@@ -93,6 +118,7 @@ def pyramid_upsample_add_forward(
         height,
         width // divisor,
         mixed.shape[1],
+        rows,
         BINS=tuple(bins),
         KERNEL_SIZE=mixed.shape[2],
         ALIGN_CORNERS=align_corners,
@@ -124,12 +150,13 @@ def _backward(
         return grad.new_empty(shape, dtype=dtype)
     block_w, block_c = column_block(width), _channel_block(channels, _BACKWARD_CHANNELS)
     column_blocks = triton.cdiv(width, block_w)
-    # Programs of other columns write sums of their own, which are added here.
-    grad_values = grad.new_empty(
-        (column_blocks, *shape), dtype=dtype if column_blocks == 1 else torch.float32
-    )
+    programs = triton.cdiv(channels, block_c) * column_blocks * sum(bins)
+    segments = _segments(programs, height)
+    # Programs of other columns and rows write sums of their own, which are added here.
+    parts = segments * column_blocks
+    grad_values = grad.new_empty((parts, *shape), dtype=dtype if parts == 1 else torch.float32)
     divisor = width_divisor(width)
-    grid = (batch * triton.cdiv(channels, block_c) * column_blocks * sum(bins),)
+    grid = (batch * programs, segments)
     wrap_triton(bwd_kernel)[grid](
         grad,
         grad_values,
@@ -140,6 +167,7 @@ def _backward(
         width // divisor,
         bin_count,
         batch,
+        segments,
         BINS=tuple(bins),
         KERNEL_SIZE=kernel_size,
         ALIGN_CORNERS=align_corners,
@@ -149,7 +177,7 @@ def _backward(
         BLOCK_W=block_w,
         BLOCK_C=block_c,
     )
-    return grad_values[0] if column_blocks == 1 else grad_values.sum(0).to(dtype)
+    return grad_values[0] if parts == 1 else grad_values.sum(0).to(dtype)
 
 
 @launches_on_tensor_device

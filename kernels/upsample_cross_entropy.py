@@ -11,17 +11,18 @@ from .upsample_tiles import plan, upsampling
 
 _WRONG_LABEL = "upsample_cross_entropy: target: a label is neither a class nor ignore_index"
 
-# Classes and columns of logits of a backward program, the fewest that tl.dot takes, and columns of
-# the image that it takes at a time. 16 times 32 elements are 4 of each of 128 threads; twice as
-# many would take all of their registers, because products are unrolled.
-_BACKWARD_CLASSES = 16
+# Classes of a backward program, for which it loads targets and lse once; its columns of logits, and
+# columns of the image that it takes at a time, both the fewest that tl.dot takes. 32 times 16
+# elements are 4 of each of 128 threads; twice as many would take all of their registers, because
+# products are unrolled.
+_BACKWARD_CLASSES = 32
 _BACKWARD_COLS = 16
-_BACKWARD_WIDTH = 32
+_BACKWARD_WIDTH = 16
 # Rows of logits of a program. A program computes the image's rows before its first row of logits
 # too, so more rows are better, unless programs become too few for a large GPU: 132 multiprocessors,
-# eight programs on each.
+# four programs on each, as many as its registers hold.
 _MOST_ROWS = 8
-_ENOUGH_PROGRAMS = 132 * 8
+_ENOUGH_PROGRAMS = 132 * 4
 # Programs whose sums are added at a time: three float64 numbers of two for each of 128 threads.
 _ADDED_PROGRAMS = 256
 

@@ -22,7 +22,9 @@ from pspfast.ops import (
     pyramid_conv2d,
     upsample_concat_conv2d,
 )
-from tools import footprint
+from tools.footprint import models
+from tools.footprint import pspnet as footprint
+from tools.footprint.imagined_gpu import on_an_imagined_gpu
 from tools.operator_costs import Cost, Footprint
 from tools.roofline import least_seconds
 
@@ -47,7 +49,7 @@ def test_bytes_launches_and_memory() -> None:
 
 
 def flops(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> int:
-    with footprint.on_an_imagined_gpu():
+    with on_an_imagined_gpu():
         tensors = [torch.empty(shape, requires_grad=True) for shape in shapes]
         with Footprint(tensors) as counted:
             function(*tensors).sum().backward()
@@ -79,7 +81,7 @@ def test_convolution_of_maps_of_several_sizes_on_a_gpu() -> None:
     """The largest layer of UPerNet at 512×512, in bfloat16."""
 
     def count(convolve: Callable[[list[Tensor], Tensor], Tensor]) -> Footprint:
-        with footprint.on_an_imagined_gpu():
+        with on_an_imagined_gpu():
             format = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
             maps = [torch.empty(16, 512, 128 >> i, 128 >> i, **format) for i in range(4)]
             weight = torch.empty(512, 2048, 3, 3, **format)
@@ -115,7 +117,7 @@ def test_maps_are_neither_interpolated_nor_concatenated_on_a_gpu(
             largest = max([largest, *made])
             return out
 
-    with footprint.on_an_imagined_gpu():
+    with on_an_imagined_gpu():
         maps = [torch.empty(1, channels, s, s, requires_grad=True) for s in (8, 4, 16)]
         weight = torch.empty(8, 3 * channels, kernel_size, kernel_size, requires_grad=True)
         options = {"mode": "nearest" if nearest else "bilinear", "relu": True}
@@ -136,7 +138,7 @@ def test_pyramid_convolution_has_half_the_flops() -> None:
 
 
 def test_batch_norm_relu_reads_a_map_twice_and_writes_it_once() -> None:
-    with footprint.on_an_imagined_gpu():
+    with on_an_imagined_gpu():
         x = torch.empty(2, 16, 10, 10).contiguous(memory_format=torch.channels_last)
         weight, running = torch.empty(16), torch.empty(16)
         with Footprint([x]) as counted:
@@ -187,7 +189,7 @@ def test_one_of_several_processes_needs_the_memory_of_one_alone() -> None:
     without memory do without it."""
     dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
     try:
-        with footprint.on_an_imagined_gpu():
+        with on_an_imagined_gpu():
             shared = footprint.train("ours", 16, nn.SyncBatchNorm.convert_sync_batchnorm)
     finally:
         dist.destroy_process_group()
@@ -204,7 +206,18 @@ def test_a_training_step_does_nothing_that_a_cuda_graph_forbids() -> None:
         reads.found.clear()
         return model
 
-    with waits() as reads, footprint.on_an_imagined_gpu():
+    with waits() as reads, on_an_imagined_gpu():
         footprint.train("ours", 2, built)
     assert reads.found == []
     assert reads.operators > 500
+
+
+def test_another_librarys_model() -> None:
+    """SegFormer-B0's linear layers and their fusion are a third of it; logits of 150 classes are 16
+    times those of a quarter of the resolution."""
+    sides = ("eager", "ours")
+    eager, ours = (models.count("SegFormer-B0", s, training=False, batch=1) for s in sides)
+    assert "upsample_argmax" in ours.costs and "upsample_argmax" not in eager.costs
+    by = footprint.ratios(ours, eager)
+    assert by["FLOPs"] < 0.45 and by["bytes"] < 0.5 and by["peak memory"] < 0.5
+    assert ours.total.launches < eager.total.launches

@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import triton
@@ -21,10 +22,13 @@ from tools.machine_code import (
     nvcc_knows,
 )
 from tools.network_calls import Call, network_calls
+from tools.network_calls.boxes import box_calls
 from tools.occupancy import CHIPS, resident_blocks, warp_share
 from tools.report import table, with_section, write_whole
 
 SECTION = "gpu_code"
+# Chips have them from this compute capability on.
+DESCRIPTORS_SINCE = 90
 HEADER = (
     "op",
     "kernel",
@@ -61,6 +65,11 @@ def on_chips(values: Sequence[str]) -> str:
     return values[0] if len(set(values)) == 1 else " / ".join(values)
 
 
+def widest(code: MachineCode, accesses: Sequence[int], unit: str) -> str:
+    """Bits of the widest of a thread's accesses; none where the chip's unit has them all."""
+    return "box" if not accesses and unit in code.sass else str(max(accesses))
+
+
 def resources(code: MachineCode, dynamic_shared: int) -> list[str]:
     shared = code.static_shared + dynamic_shared
     blocks = resident_blocks(code.arch, code.registers, code.threads, shared, code.tensor_columns)
@@ -73,8 +82,8 @@ def resources(code: MachineCode, dynamic_shared: int) -> list[str]:
         f"{code.static_shared} + {dynamic_shared}",
         str(blocks),
         f"{warp_share(code.arch, blocks, code.threads):.0%}",
-        str(max(code.global_loads)),
-        str(max(code.global_stores)),
+        widest(code, code.global_loads, "UTMALDG"),
+        widest(code, code.global_stores, "UTMASTG"),
     ]
 
 
@@ -121,13 +130,13 @@ def cuda_rows(calls: Iterable[Call]) -> Iterator[Row]:
             yield Row(call.op, cuda_kernel(launch), (DTYPES[call.dtype],), (layout(call),), cells)
 
 
-def triton_rows(calls: Iterable[Call]) -> Iterator[Row]:
+def triton_rows(calls: Iterable[Call], chips: Iterable[int] = CHIPS) -> Iterator[Row]:
     for call in calls:
         with noted_launches() as launches:
             call.triton()
             taken = launches.taken()
         for i, launch in enumerate(taken):
-            codes = [launch.compiled(arch) for arch in CHIPS]
+            codes = [launch.compiled(arch) for arch in chips]
             name = launch.kernel.__name__
             if call.triton_bytes:
                 kernel = f"`{name}`"
@@ -160,13 +169,15 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 
 def section(progress: bool = True) -> str:
     """All of it between the markers."""
-    calls = tqdm(network_calls(), disable=not progress, unit="call")
+    progress_of = partial(tqdm, disable=not progress, unit="call")
     cuda: list[Row] = []
     memory_bound: list[Row] = []
     convolutions: list[Row] = []
-    for call in calls:
+    for call in progress_of(network_calls()):
         cuda += cuda_rows([call])
         (memory_bound if call.triton_bytes else convolutions).extend(triton_rows([call]))
+    with_boxes = [arch for arch in CHIPS if arch >= DESCRIPTORS_SINCE]
+    convolutions += triton_rows(progress_of(list(box_calls())), with_boxes)
     release = re.search(r"release [\d.]+", checked("nvcc", "--version"))
     assert release is not None
     moved = (*HEADER, "bytes an element")
@@ -180,9 +191,7 @@ def section(progress: bool = True) -> str:
             table(moved, [row.texts() for row in merged(memory_bound)]),
             "### Triton's convolutions",
             "Every tile that tuning chooses among; M×N results are a program's.\n"
-            "`_conv_box_kernel`, which chips with tensor descriptors take besides, has the same "
-            "tiles and is not\nin the table; tests/gpu holds its machine code to no spills and to "
-            "the chip's unit for all copies.",
+            "`_conv_box_kernel`, which needs tensor descriptors, has its values of sm_90 / sm_100.",
             table((*HEADER, "tensor cores"), [row.texts() for row in merged(convolutions)]),
         ]
     )

@@ -63,8 +63,7 @@ class Footprint(TorchDispatchMode):
         # After each operator.
         self.live_bytes_over_time: list[int] = []
         self._storages: set[int] = set()
-        for tensor in tensors:
-            self._hold(tensor)
+        self.hold(tensors)
 
     @property
     def total(self) -> Cost:
@@ -82,8 +81,7 @@ class Footprint(TorchDispatchMode):
         given, returned = _tensors((args, kwargs)), _tensors(out)
         known = {_storage(t) for t in given}
         fresh = [t for t in returned if _storage(t) not in known]
-        for tensor in fresh:
-            self._hold(tensor)
+        self.hold(fresh)
         self.live_bytes_over_time.append(self.live_bytes)
         written = fresh + _modified(func, args, kwargs)
         name = func._overloadpacket.__name__
@@ -94,15 +92,16 @@ class Footprint(TorchDispatchMode):
             self.costs[name.removesuffix("_triton")].append(Cost(1, flops, moved))
         return out
 
-    def _hold(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
-            return
-        self._storages.add(key)
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._release, key, size)
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Counts their memory from now on until they are gone."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self._storages:
+                self._storages.add(key)
+                self.live_bytes += size
+                self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+                weakref.finalize(storage, self._release, key, size)
 
     def _release(self, key: int, size: int) -> None:
         self._storages.remove(key)

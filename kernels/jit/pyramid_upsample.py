@@ -146,7 +146,8 @@ def concat_fwd_kernel(
         tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
-@triton.jit
+# A single row is no constant: images share rows in every batch by the same code.
+@triton.jit(do_not_specialize=["program_rows"])
 def add_fwd_kernel(
     p_base,
     p_mixed,
@@ -156,6 +157,7 @@ def add_fwd_kernel(
     height,
     width_quotient,
     bin_count,
+    program_rows,
     BINS: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
@@ -168,37 +170,42 @@ def add_fwd_kernel(
 ):
     """out [N, O, H, W]: base [N, O, H, W], plus bias [O] if HAS_BIAS, plus mixed [N, S, k, k, O],
     float32, of all levels and taps, upsampled and shifted by the tap; with RELU not below zero. O
-    are the channels."""
+    are the channels. A program takes ``program_rows`` rows, which share bins in the L1 cache."""
     width = width_quotient * WIDTH_DIVISOR
-    row, i_w, i_block, i_n = locate_row(height, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C))
+    i_rows, i_w, i_block, i_n = locate_row(
+        tl.cdiv(height, program_rows), tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C)
+    )
+    first_row = i_rows * program_rows
+    end_row = tl.minimum(first_row + program_rows, height)
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
     o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
     bin_columns = 0
     for level in tl.static_range(len(BINS)):
         bin_columns += BINS[level]
-    b_out = _upsample(
-        p_mixed + i_n * bin_count * (KERNEL_SIZE * KERNEL_SIZE) * channels,
-        (channels, 1),
-        (0, bin_columns),
-        o_c,
-        m_c,
-        row,
-        o_w,
-        (height, width),
-        BINS,
-        KERNEL_SIZE,
-        ALIGN_CORNERS,
-    )
-    o_out = map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST)
-    m_out = (o_w < width)[:, None] & m_c[None, :]
-    b_out += tl.load(p_base + o_out, mask=m_out, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        b_out += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        # NaN stays, as in torch.
-        b_out = tl.where(b_out < 0.0, 0.0, b_out)
-    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
+    for row in tl.range(first_row, end_row, num_stages=1, disable_licm=True):
+        b_out = _upsample(
+            p_mixed + i_n * bin_count * (KERNEL_SIZE * KERNEL_SIZE) * channels,
+            (channels, 1),
+            (0, bin_columns),
+            o_c,
+            m_c,
+            row,
+            o_w,
+            (height, width),
+            BINS,
+            KERNEL_SIZE,
+            ALIGN_CORNERS,
+        )
+        o_out = map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST)
+        m_out = (o_w < width)[:, None] & m_c[None, :]
+        b_out += tl.load(p_base + o_out, mask=m_out, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            b_out += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+        if RELU:
+            # NaN stays, as in torch.
+            b_out = tl.where(b_out < 0.0, 0.0, b_out)
+        tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
 @triton.jit
@@ -219,6 +226,7 @@ def bwd_kernel(
     width_quotient,
     bin_count,
     batch,
+    segments,
     BINS: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
@@ -228,22 +236,23 @@ def bwd_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """grad_values [column blocks, N, S, k, k, C]: what a block of columns of grad [N, map channels,
-    H, W] gives to the values [N, S, k, k, C] that were upsampled. From ``first_channel`` on, grad
-    has the C channels of every level, one level behind the other, or, if SUM_LEVELS, of their sum.
+    """grad_values [segments * column blocks, N, S, k, k, C]: what a segment of rows and a block of
+    columns of grad [N, map channels, H, W] give to the values [N, S, k, k, C] that were upsampled.
+    From ``first_channel`` on, grad has the C channels of every level, one level behind the other,
+    or, if SUM_LEVELS, of their sum.
 
     A program gathers for a row of bins of a level, over a block of columns of the map. It reads the
-    rows of the map between the neighbouring rows of bins, and one more at either side for taps:
-    every level reads the map about twice, a single bin once. Programs of the same channels are
-    neighbours: the L2 cache has what another read.
+    rows of the map between the neighbouring rows of bins, and one more at either side for taps, or
+    a segment of these: every level reads the map about twice, a single bin once. Programs of the
+    same channels are neighbours: the L2 cache has what another read.
     """
     width = width_quotient * WIDTH_DIVISOR
     bin_rows = 0
     for level in tl.static_range(len(BINS)):
         bin_rows += BINS[level]
-    i_u, i_w, i_block, i_n = locate_row(
-        bin_rows, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C)
-    )
+    column_blocks = tl.cdiv(width, BLOCK_W)
+    i_u, i_w, i_block, i_n = locate_row(bin_rows, column_blocks, tl.cdiv(channels, BLOCK_C))
+    i_segment = tl.program_id(1)
     i_level, bins, first_bin, u = locate_axis_bins(i_u, BINS)
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
     o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -261,6 +270,9 @@ def bwd_kernel(
     begin, end = weighted_positions(u, height, bins, ALIGN_CORNERS)
     begin = tl.maximum(begin - KERNEL_SIZE // 2, 0)
     end = tl.minimum(end + KERNEL_SIZE // 2, height)
+    segment_rows = tl.cdiv(end - begin, segments)
+    begin += i_segment * segment_rows
+    end = tl.minimum(begin + segment_rows, end)
     for row in tl.range(begin, end, num_stages=3):
         o_grad = map_offsets(i_n, o_map, row, o_w, map_channels, height, width, CHANNELS_LAST)
         b_grad = tl.load(p_grad + o_grad, mask=m_grad, other=0.0).to(tl.float32)
@@ -269,7 +281,8 @@ def bwd_kernel(
             b_before += interpolation_weight(row - 1, height, u, bins, ALIGN_CORNERS) * b_grad
             b_behind += interpolation_weight(row + 1, height, u, bins, ALIGN_CORNERS) * b_grad
 
-    first_tap = (i_w * batch + i_n) * bin_count + first_bin + u * bins
+    part = i_segment * column_blocks + i_w
+    first_tap = (part * batch + i_n) * bin_count + first_bin + u * bins
     p_taps = p_grad_values + first_tap * (KERNEL_SIZE * KERNEL_SIZE) * channels + o_c[None, :]
     for first_k in tl.range(0, bins * KERNEL_SIZE, _BLOCK_K, num_stages=1):
         o_k = first_k + tl.arange(0, _BLOCK_K)

@@ -24,6 +24,9 @@ class ExportConfig:
     """What it gives, at the size of the images."""
     preprocess: bool = False
     """Whether it takes images in RGB as bytes, [N, 3, H, W], and prepares them itself."""
+    winograd: bool = True
+    """Whether wide 3x3 convolutions take Winograd's form, which CPUs are faster with; false for a
+    GPU, half precision or int8."""
 
 
 def export_file(options: ExportConfig) -> Path:
@@ -38,4 +41,5 @@ def export_file(options: ExportConfig) -> Path:
         dynamic=options.dynamic,
         outputs=options.outputs,
         preprocess=options.preprocess,
+        winograd=options.winograd,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pspfast.deployment.network import Outputs, StandardNetwork
+from pspfast.deployment.winograd import replace_convolutions
 from pspfast.deployment.writing import checked_path, write
 from pspfast.models import PSPNet
 from pspfast.models.inference import InferencePSPNet
@@ -23,6 +24,7 @@ def export(
     dynamic: bool = True,
     outputs: Outputs = "logits",
     preprocess: bool = False,
+    winograd: bool = True,
 ) -> Path:
     """Writes an ONNX file or a ``torch.export`` program, of standard operators only.
 
@@ -40,6 +42,8 @@ def export(
             ``[N, H, W]`` in int64.
         preprocess: whether the images ``[N, 3, H, W]`` are uint8 in RGB and are prepared within, by
             the model's ``preprocessing``; otherwise they are prepared floats.
+        winograd: whether wide 3×3 convolutions take Winograd's form, with which runtimes on CPUs
+            are faster, in float32; without it where a GPU, half precision or int8 is meant.
 
     Returns:
         The path. The input is called ``images``, the output as ``outputs`` says. Names of the
@@ -57,9 +61,11 @@ def export(
         >>> torch.export.load(path).module()(torch.randn(1, 3, 65, 65)).shape
         torch.Size([1, 65, 65])
     """
-    path = checked_path(path)
+    path = checked_path(path, "export")
     _check(model, size, outputs, preprocess)
     network = StandardNetwork(model, outputs, preprocess)
+    if winograd:
+        replace_convolutions(network)
     dtype = torch.uint8 if preprocess else next(model.parameters()).dtype
     # A batch of two, because one of one would be a constant.
     device = next(model.parameters()).device

@@ -68,6 +68,7 @@ class StandardNetwork(nn.Module):
                 # [R, k k O], for the products with the level's bins.
                 mixing = part.permute(1, 2, 3, 0).flatten(1)
                 self.register_buffer(f"mixing{i}", mixing.to(fuse.weight.dtype))
+        self.kernel_size = fuse.kernel_size
         self.fuse = _like(fuse, weight, bias)
         self.eval().requires_grad_(False)
 
@@ -106,7 +107,7 @@ class StandardNetwork(nn.Module):
         for i, (b, level) in enumerate(zip(self.bins, pooled, strict=True)):
             prior = self.levels[i](level.unflatten(2, (b, b))).relu().flatten(2)
             product = prior.transpose(1, 2) @ getattr(self, f"mixing{i}")
-            mixed.append(product.unflatten(2, (*self.fuse.kernel_size, -1)))
+            mixed.append(product.unflatten(2, (*self.kernel_size, -1)))
         return pyramid_upsample_add(
             base, torch.cat(mixed, dim=1), None, self.bins, self.align_corners, relu=True
         )

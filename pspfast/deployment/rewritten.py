@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from pspfast.deployment import winograd as winograd_form
 from pspfast.deployment.decompositions import decompositions
 from pspfast.deployment.writing import checked_path, write
 from pspfast.ops import upsample_concat_conv2d
@@ -28,6 +29,7 @@ def export_rewritten(
     path: str | Path,
     *,
     dynamic: bool = False,
+    winograd: bool = True,
 ) -> Path:
     """Writes another library's model as an ONNX file or a ``torch.export`` program, its multi-scale
     heads made cheaper by the rules of ``torch.compile(backend="pspfast")``.
@@ -43,6 +45,7 @@ def export_rewritten(
         dynamic: whether batch, H and W of the inputs ``[N, C, H, W]`` are free, where the model
             allows it; batch, H and W of ``inputs`` are then at least 2, and images that the file is
             run on so large that a pooled map has more rows and columns than bins.
+        winograd: as of :func:`export`.
 
     Returns:
         The path. An ONNX file's inputs have the names of ``model.forward``'s, its outputs those of
@@ -60,8 +63,8 @@ def export_rewritten(
         >>> export_rewritten(model, [torch.zeros(1, 3, 8, 8)], "model.pt2").name
         'model.pt2'
     """
-    path = checked_path(path)
-    program, names = _programmed(model, inputs, dynamic)
+    path = checked_path(path, "export_rewritten")
+    program, names = _programmed(model, inputs, dynamic, winograd)
     write(
         program,
         path,
@@ -73,7 +76,11 @@ def export_rewritten(
 
 
 def rewritten_program(
-    model: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = False
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    *,
+    dynamic: bool = False,
+    winograd: bool = True,
 ) -> torch.export.ExportedProgram:
     """The program that :func:`export_rewritten` writes, for whatever else takes such programs.
 
@@ -81,6 +88,7 @@ def rewritten_program(
         model: as there.
         inputs: as there; the program takes them by position.
         dynamic: as there.
+        winograd: as there.
 
     Raises:
         TypeError, ValueError: as there.
@@ -93,11 +101,11 @@ def rewritten_program(
         >>> program.module()(torch.zeros(1, 3, 8, 8)).shape
         torch.Size([1, 4, 16, 16])
     """
-    return _programmed(model, inputs, dynamic)[0]
+    return _programmed(model, inputs, dynamic, winograd)[0]
 
 
 def _programmed(
-    model: nn.Module, inputs: Sequence[Tensor], dynamic: bool
+    model: nn.Module, inputs: Sequence[Tensor], dynamic: bool, winograd: bool
 ) -> tuple[torch.export.ExportedProgram, list[str]]:
     """The program, and the names of its inputs."""
     _check(model, inputs, dynamic)
@@ -113,7 +121,10 @@ def _programmed(
                 type(model).__name__,
             )
         program = _exported(rewritten, inputs, (shapes,))
-    return program.run_decompositions(decompositions()), list(captured.graph_signature.user_inputs)
+    program = program.run_decompositions(decompositions())
+    if winograd:
+        program = program.run_decompositions(winograd_form.decompositions())
+    return program, list(captured.graph_signature.user_inputs)
 
 
 class _Rewritten(nn.Module):

@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 
 
-def checked_path(path: str | Path) -> Path:
+def checked_path(path: str | Path, name: str) -> Path:
     """Where a file can be written, before any work is done for it.
+
+    Args:
+        path: that is checked.
+        name: of the function whose argument it is.
 
     Raises:
         TypeError, ValueError: no path, another ending, or a folder.
@@ -24,23 +28,23 @@ def checked_path(path: str | Path) -> Path:
         ModuleNotFoundError: ONNX is meant, and onnx or onnxscript is not installed.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"export: path: expected a path, got {type(path).__name__}")
+        raise TypeError(f"{name}: path: expected a path, got {type(path).__name__}")
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):
-        raise ValueError(f"export: path: expected a name ending in .onnx or .pt2, got {path}")
+        raise ValueError(f"{name}: path: expected a name ending in .onnx or .pt2, got {path}")
     if path.is_dir():
-        raise ValueError(f"export: path: expected a file to write, got the folder {path}")
+        raise ValueError(f"{name}: path: expected a file to write, got the folder {path}")
     for folder in path.parents:
         if folder.exists():
             if not folder.is_dir():
-                raise NotADirectoryError(f"export: path: {folder} is a file, not a folder")
+                raise NotADirectoryError(f"{name}: path: {folder} is a file, not a folder")
             break
     if path.suffix == ".onnx":
-        for name in ("onnx", "onnxscript"):
-            if find_spec(name) is None:
+        for package in ("onnx", "onnxscript"):
+            if find_spec(package) is None:
                 raise ModuleNotFoundError(
-                    f"export: {name} is not installed; pip install 'pspfast[export]' brings it",
-                    name=name,
+                    f"{name}: {package} is not installed; pip install 'pspfast[export]' brings it",
+                    name=package,
                 )
     return path
 

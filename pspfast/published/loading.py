@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pspfast.published import own
 from pspfast.published.families import classifier, csail, mmseg, semseg
 from pspfast.published.found import Found
-from pspfast.published.reading import WeightsFile, read_weights
+from pspfast.published.reading import WeightsFile, others_in, read_weights
 
 T = TypeVar("T", bound=Any)
 
@@ -65,7 +65,9 @@ def _locate(source: str | Path, revision: str | None) -> Path:
     if path.is_dir():
         file = path / "model.safetensors"
         if not file.is_file():
-            raise FileNotFoundError(f"{path}: expected a folder with model.safetensors")
+            raise FileNotFoundError(
+                f"{path}: expected a folder with model.safetensors{others_in(path)}"
+            )
         return file
     is_name = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source)
     is_file_name = path.suffix in (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar")

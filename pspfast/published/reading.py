@@ -64,7 +64,7 @@ def read_weights(path: Path) -> WeightsFile:
         ValueError: it is damaged or holds no tensors by name; says what it is.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file of weights")
+        raise FileNotFoundError(f"{path}: no such file of weights{others_in(path.parent)}")
     if not path.is_file():
         raise ValueError(f"{path}: expected a file of weights, got a folder, pipe or device")
     kind = _kind(path)
@@ -85,6 +85,13 @@ def read_weights(path: Path) -> WeightsFile:
             f"{path}: damaged, or no file of torch.save: {type(error).__name__}: {reason}"
         ) from error
     return _unwrap(path, contents)
+
+
+def others_in(folder: Path) -> str:
+    """For an error: which files of weights are there instead; empty where none are."""
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    more = ", …" if len(names) > 5 else ""
+    return f"; {folder} has {', '.join(names[:5])}{more}" if names else ""
 
 
 def _kind(path: Path) -> str:

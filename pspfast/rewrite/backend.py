@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx
-from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.backends.registry import CompilerFn, lookup_backend
 
 from pspfast.rewrite.derived import lift_derived, with_derived
 from pspfast.rewrite.functional import restore_in_place
@@ -45,7 +45,7 @@ def backend(
 
 
 def rewrite_and_compile(
-    module: fx.GraphModule, example_inputs: list[Any], rest: str, report: Report
+    module: fx.GraphModule, example_inputs: list[Any], rest: str | CompilerFn, report: Report
 ) -> Callable[..., Any]:
     """:func:`backend` that reports what it does."""
     compiler = lookup_backend(rest)

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import watched_page
+from browser import PATIENCE, watched_page
 from PIL import Image
 
 from pspfast.data import ClassList, overlay
 from pspfast.model_files import load_model
 
 pytest.importorskip("gradio")
-
-SECONDS = 60_000  # a busy machine's, in milliseconds
 
 
 @contextmanager
@@ -39,7 +37,7 @@ def app(*args: str) -> Iterator[str]:
         assert line.startswith("the page is at "), line + process.stderr.read()
         yield line.split()[4].rstrip(";")
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130, told
         assert "Traceback" not in told
     finally:
@@ -54,7 +52,7 @@ def address(finished_run: Path) -> Iterator[str]:
 
 
 def download(page: Any, button: str) -> Image.Image:
-    with page.expect_download(timeout=SECONDS) as told:
+    with page.expect_download() as told:
         page.locator(button).click()
     return Image.open(told.value.path())
 
@@ -67,7 +65,6 @@ def wait_for_another(page: Any, source: str) -> str:
     page.wait_for_function(
         "old => document.querySelector('#overlay img')?.getAttribute('src') !== old",
         arg=source,
-        timeout=SECONDS,
     )
     return shown_source(page)
 
@@ -85,7 +82,7 @@ def test_image_overlay_and_files(address: str, data_root: Path, finished_run: Pa
     with watched_page() as page:
         page.goto(address)
         page.locator("#upload input[type=file]").set_input_files(str(source))
-        page.locator("#overlay img").wait_for(timeout=SECONDS)
+        page.locator("#overlay img").wait_for()
         first = shown_source(page)
         # Folding moves a pixel between two classes at most here and there.
         labels = np.array(download(page, "#labels-file"))
@@ -125,25 +122,26 @@ def test_scene_and_bad_files(address: str, tmp_path: Path, width: int, dark: boo
     Image.new("F", (40, 40)).save(tmp_path / "floats.tiff")
     with watched_page(width, dark=dark) as page:
         page.goto(address)
-        page.locator("#scenes img").nth(5).click(timeout=SECONDS)
-        page.locator("#overlay img").wait_for(timeout=SECONDS)
+        page.locator("#scenes img").nth(5).click()
+        page.locator("#overlay img").wait_for()
         assert "scene-5.png: 161 × 129" in page.locator(".note").first.inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("document.body.classList.contains('dark')") == dark
         upload = page.locator("#upload input[type=file]")
         upload.set_input_files(str(tmp_path / "text.png"))
         problem = page.locator(".problem")
-        problem.wait_for(timeout=SECONDS)
+        problem.wait_for()
         assert problem.inner_text() == "text.png: cannot identify image file 'text.png'"
         assert not page.locator("#overlay img").is_visible()
 
 
 def test_page_trains_the_model_that_it_lacks(tmp_path: Path) -> None:
-    arguments = ("--demo", str(tmp_path / "demo"), "--epochs", "1")
+    # More epochs than it can finish before anybody looks.
+    arguments = ("--demo", str(tmp_path / "demo"), "--epochs", "1000")
     with app(*arguments) as address, watched_page() as page:
         page.goto(address)
-        page.get_by_role("button", name="Train the demo's model").click(timeout=SECONDS)
-        page.get_by_text("epoch 1 of 1").wait_for(timeout=SECONDS)
+        page.get_by_role("button", name="Train the demo's model").click()
+        page.get_by_text("of 1000").wait_for()
         assert page.locator("progress").get_attribute("max") == "1"
     # Where Ctrl-C stopped it, it can go on.
     assert list((tmp_path / "demo/run").glob("checkpoint-*.safetensors"))

@@ -11,9 +11,6 @@ from tools.network_calls import Call, network_calls
 ENOUGH = 2 * 132
 # They add or merge few sums: a value for each channel, or for each block before them.
 SMALL = {"mean_loss_kernel", "merge_moments_kernel", "merge_statistics_kernel", "add_sums_kernel"}
-# Its programs are bins and channels of an image, with all positions of a row of taps each: 192 for
-# one image.
-TOO_FEW = {"bwd_kernel"}
 # One block adds a few sums; and 134 those of one image's 19 classes in float32, less than 1 MB.
 SMALL_CUDA = re.compile(r"\bmean_kernel|\badd_rows_kernel<float")
 every_batch = pytest.mark.parametrize("batch", [1, 2, 4])
@@ -46,7 +43,7 @@ def test_two_programs_a_multiprocessor(batch: int) -> None:
         for launch in launches.taken():
             name = launch.kernel.__name__
             seen.add(name)
-            if name not in SMALL | TOO_FEW:
+            if name not in SMALL:
                 assert launch.programs is not None
                 assert launch.programs >= ENOUGH, f"{call.op}: {name}, {launch.programs} programs"
     assert len(seen - SMALL) >= 12

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from triton.runtime.autotuner import Autotuner
 
-from tools.gpu_code import SECTION, Row, main, merged, on_chips
+from tools.gpu_code import SECTION, Row, main, merged, on_chips, widest
 from tools.machine_code import LAUNCHERS, MachineCode, checked
 from tools.occupancy import CHIPS, Chip, resident_blocks
 from tools.report import with_section
@@ -115,6 +115,14 @@ def test_reads_machine_code() -> None:
     assert code.tensor_core_instructions == ["HGMMA.64x256x16.F32"]
     (loop,) = code.innermost_loops
     assert [line.split()[0] for line in loop] == ["LDL", "HGMMA.64x256x16.F32"]
+
+
+def test_widest_access() -> None:
+    code = code_of("        /*0000*/                   UTMALDG.4D [UR8], [UR4] ;")
+    assert widest(code, [32, 128], "UTMALDG") == "128"
+    assert widest(code, code.global_loads, "UTMALDG") == "box"
+    with pytest.raises(ValueError):
+        widest(code, code.global_stores, "UTMASTG")
 
 
 def test_one_value_where_chips_agree() -> None:

@@ -75,16 +75,6 @@ def test_page_is_what_the_tool_counts() -> None:
         assert traffic.least == pytest.approx(call.cuda_bytes[0], rel=1e-3)
 
 
-def test_blocks_of_one_image_stand_for_all() -> None:
-    for call in memory_bound(2):
-        if call.op == "upsample_argmax":
-            assert call.cuda is not None
-            launches = call.cuda()
-            (both,), (first,) = cuda_traffic(launches), cuda_traffic(launches, share=2)
-            assert first.l2 / first.least == pytest.approx(both.l2 / both.least, rel=0.01)
-            assert first.least == pytest.approx(both.least / 2, rel=0.01)
-
-
 def test_counts_a_copy_of_64_floats() -> None:
     arguments = (*pointers(2), ctypes.c_int(-1))
     launch = CudaLaunch("harness", "copy_all_but", 1, 64, 0, "copy_all_but_one", arguments)
@@ -149,9 +139,7 @@ def test_caches(
     assert counted(caches, ["launch", *requests]) == expected
 
 
-def test_refuses_a_page_without_markers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refuses_a_page_without_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "GPU.md"
     output.write_text("a page\n")
     with pytest.raises(SystemExit, match="2"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from triton import cdiv
 
 from pspfast.kernels import upsample_argmax, upsample_cross_entropy, upsample_softmax
 
@@ -88,6 +89,20 @@ def test_loss(
 ) -> None:
     launch_loss(some_logits(classes, channels_last, dtype), (SIZE, SIZE))
     assert_fit(launches, arch, 3, MAX_STACK_BYTES if arch == 100 else 0)
+
+
+@every_arch
+@pytest.mark.parametrize(("classes", "times"), [(19, 1), (32, 1), (150, 5)])
+def test_targets_are_loaded_once_for_32_classes(
+    launches: Any, classes: int, times: int, arch: int
+) -> None:
+    launch_loss(some_logits(classes, True, torch.bfloat16), (SIZE, SIZE))
+    *_, backward = launches.taken()
+    rows, columns = backward.args["TILE_ROWS"], backward.args["TILE_COLS"]
+    assert backward.programs == times * 2 * cdiv(60, rows) * cdiv(60, columns)
+    loops = [" ".join(loop) for loop in backward.compiled(arch).innermost_loops]
+    # Of a row of the image: targets, and lse.
+    assert [loop.count("LDG") for loop in loops if "MUFU.EX2" in loop] == [2]
 
 
 @every_arch

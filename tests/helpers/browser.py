@@ -11,6 +11,7 @@ import pytest
 CHROMIUM = shutil.which("chromium") or ""
 OWN = {"file", "data", "blob"}
 LOOPBACK = {"127.0.0.1", "localhost"}
+PATIENCE = 180  # seconds that anything may take on a busy machine
 
 
 def is_own(url: str) -> bool:
@@ -35,6 +36,7 @@ def watched_page(width: int = 1280, height: int = 900, dark: bool = False) -> It
             color_scheme="dark" if dark else "light",
             accept_downloads=True,
         )
+        page.set_default_timeout(1000 * PATIENCE)
         page.on("request", lambda asked: is_own(asked.url) or outside.append(asked.url))
         page.on("console", lambda told: told.type == "error" and errors.append(told.text))
         page.on("pageerror", lambda error: errors.append(str(error)))

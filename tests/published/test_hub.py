@@ -74,8 +74,19 @@ def test_what_cannot_be_made_again_is_refused(model: PSPNet, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"^save_pretrained: .* missing keys: cls\.1\."):
         model.save_pretrained(tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    with pytest.raises(FileNotFoundError, match=r"expected a folder with model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder with model\.safetensors$"):
         PSPNet.from_pretrained(tmp_path)
+
+
+def test_what_is_in_the_folder_is_told(tmp_path: Path) -> None:
+    for name in ("final", "best"):
+        (tmp_path / f"{name}.safetensors").touch()
+    there = f"{tmp_path} has best.safetensors, final.safetensors"
+    for missing in (tmp_path, tmp_path / "bset.safetensors"):
+        with pytest.raises(FileNotFoundError) as error:
+            PSPNet.from_pretrained(missing)
+        assert str(error.value).startswith(f"{missing}: ")
+        assert str(error.value).endswith(f"; {there}")
 
 
 def test_push_and_pull(model: PSPNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

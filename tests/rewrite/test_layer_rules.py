@@ -171,7 +171,7 @@ def test_a_weight_computed_in_the_graph_stays() -> None:
     assert inference(model, map_(64)) == []
 
 
-def test_training_takes_winograd() -> None:
+def test_gradients_of_training_take_winograd() -> None:
     class Plain(nn.Conv2d):
         pass
 
@@ -186,8 +186,28 @@ def test_training_takes_winograd() -> None:
         out = function(leaf)
         out.square().mean().backward()
         pairs.append([out, leaf.grad, module.weight.grad, module.bias.grad])
-    for ours, eager in zip(*pairs, strict=True):
+    (out, *gradients), (expected, *expected_gradients) = pairs
+    assert torch.equal(out, expected)
+    for ours, eager in zip(gradients, expected_gradients, strict=True):
         assert relative(ours, eager) < 1e-5
+    assert not torch.equal(gradients[0], expected_gradients[0])
+    assert rules(report) == ["dilated_conv2d"]
+
+
+def test_gradients_under_autocast_take_winograd() -> None:
+    model = nn.Conv2d(64, 64, 3, padding=1)
+    x = torch.randn(1, 64, 64, 64)
+    compiled, report = rewritten(model)
+    results = []
+    for function in (compiled, model):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = function(x)
+        out.float().square().mean().backward()
+        results.append((out, model.weight.grad, model.bias.grad))
+    for ours, eager in zip(*results, strict=True):
+        assert ours.dtype == eager.dtype
+        assert relative(ours, eager) < 1e-2
     assert rules(report) == ["dilated_conv2d"]
 
 

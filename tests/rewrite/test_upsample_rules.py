@@ -195,6 +195,25 @@ def test_loss(options: dict[str, Any]) -> None:
     assert rules(report) == [LOGITS]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loss_of_logits_in_half_precision(dtype: torch.dtype) -> None:
+    def step(z: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(F.interpolate(z, target.shape[1:], mode="bilinear"), target)
+
+    z, target = map_(5).to(dtype), targets()
+    exact = z.double().requires_grad_()
+    step(exact, target).backward()
+    compiled, report = rewritten(step)
+    z.requires_grad_()
+    loss = compiled(z, target)
+    loss.backward()
+    assert loss.dtype == dtype
+    # One rounding each.
+    assert relative(loss, step(exact, target)) < torch.finfo(dtype).eps
+    assert relative(z.grad, exact.grad) < torch.finfo(dtype).eps
+    assert rules(report) == [LOGITS]
+
+
 @pytest.mark.parametrize("weight", [None, torch.tensor([0.0, 1, 1, 1, 1], dtype=torch.float64)])
 def test_loss_without_a_pixel_that_counts(weight: Tensor | None) -> None:
     def step(z: Tensor, target: Tensor) -> Tensor:

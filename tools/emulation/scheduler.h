@@ -84,8 +84,6 @@ inline Launch* current = nullptr;
 // What may be watched; tools/traffic counts what kernels read and write.
 enum class Event { kLaunch, kBlockBarrier, kBlockEnd, kLaunchEnd };
 inline void (*observer)(Event) = nullptr;
-// Of the blocks along x the first 1/share run.
-inline unsigned share = 1;
 
 // Memory that a launcher is lent for sums, of NaN.
 inline std::pair<const void*, std::size_t> launcher_memory;
@@ -251,7 +249,7 @@ inline void launch(const void* address, std::function<void()> kernel, dim3 grid,
   unsigned index = 0;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = kLastBlock ? grid.x - 1 : 0; x < (grid.x + share - 1) / share; ++x, ++index) {
+      for (unsigned x = kLastBlock ? grid.x - 1 : 0; x < grid.x; ++x, ++index) {
         state.block_index = {x, y, z};
         std::memset(state.shared.get(), 0xff, shared_bytes);  // NaN in every floating-point type
         if (!run_block(index % 2 == 1)) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from tools.footprint import count
+from tools.footprint.pspnet import count
 from tools.pictures.drawing import EAGER, OURS
 
 TASK = "training step, 16 images"

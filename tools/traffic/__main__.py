@@ -231,8 +231,7 @@ def cuda_rows(resources: Sequence[Resources], batches: Sequence[int] = BATCHES) 
             if call.cuda is None:
                 continue
             launches = call.cuda()
-            known = rows.seen.get(rows.key(call, launches, batch))
-            rows.add(call, launches, batch, known or cuda_traffic(launches, share=batch))
+            rows.add(call, launches, batch, cuda_traffic(launches))
     return rows.sorted()
 
 

@@ -49,10 +49,10 @@ def _addresses(arguments: Sequence[Any]) -> Iterator[int]:
             yield from argument
 
 
-def _run(launch: CudaLaunch, *sizes: int) -> list[Traffic]:
+def _run(launch: CudaLaunch) -> list[Traffic]:
     library = _library(launch.stem)
     counts = (CountsStruct * 8)()
-    library.begin_counting(*map(ctypes.c_int64, sizes))
+    library.begin_counting(ctypes.c_int64(L1_BYTES), ctypes.c_int64(L2_BYTES))
     try:
         for address in _addresses(launch.arguments):
             error = library.reserve(ctypes.c_void_p(address), ctypes.c_int64(ROOM))
@@ -64,18 +64,12 @@ def _run(launch: CudaLaunch, *sizes: int) -> list[Traffic]:
     return [Traffic.of(c) for c in counts[:count]]
 
 
-def cuda_traffic(
-    launches: Sequence[CudaLaunch],
-    share: int = 1,
-    l1_bytes: int = L1_BYTES,
-    l2_bytes: int = L2_BYTES,
-) -> list[Traffic]:
-    """Of each of an op's launches, which run on tensors of zeros; of the blocks along x the first
-    1/share run."""
+def cuda_traffic(launches: Sequence[CudaLaunch]) -> list[Traffic]:
+    """Of each of an op's launches, which run on tensors of zeros."""
     traffic: list[Traffic] = []
     for _, group in groupby(launches, key=lambda launch: (launch.function, id(launch.arguments))):
         first, *_ = of_one_call = list(group)
-        counted = _run(first, l1_bytes, l2_bytes, share)
+        counted = _run(first)
         assert len(counted) == len(of_one_call)
         traffic += counted
     return traffic

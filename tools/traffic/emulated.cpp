@@ -87,9 +87,8 @@ void observe(emulation::Event event) {
 
 extern "C" {
 
-// Counts launches from now on, of whose blocks along x the first 1/share run.
-void begin_counting(int64_t l1_bytes, int64_t l2_bytes, int64_t share) {
-  emulation::share = share;
+// Counts launches from now on.
+void begin_counting(int64_t l1_bytes, int64_t l2_bytes) {
   emulation::observer = observe;
   caches = std::make_unique<traffic::Caches>(l1_bytes, l2_bytes);
 }

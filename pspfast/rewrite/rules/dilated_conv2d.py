@@ -1,18 +1,23 @@
-"""3×3 convolutions of stride 1, padded by their dilation, by Winograd's algorithm.
+"""The gradients of 3×3 convolutions of stride 1, padded by their dilation, by Winograd's algorithm.
 
-    conv2d(x, w, b, padding=d, dilation=d) → dilated_conv2d(x, w, b, dilation=d)
+    conv2d(x, w, b, padding=d, dilation=d) → itself, with the gradients of dilated_conv2d
 
-Done where :func:`pspfast.ops.dilated_conv2d` says of the sizes that it is faster: on the CPU. In
+Done where :func:`pspfast.ops.dilated_conv2d` says of the sizes that it is faster: on the CPU. The
+result stays torch's, bit by bit: Winograd's rounds otherwise, and a ReLU on the other side of zero
+changes gradients by a thousand times that. The gradients themselves have no such steps. In
 inference :mod:`~pspfast.rewrite.rules.folded_conv2d` comes before, with weights transformed once.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import fx
+import torch.nn.functional as F
+from torch import Tensor, fx
 
 from pspfast import backends
-from pspfast.ops import dilated_conv2d as op
+from pspfast.ops.common.checks import autocast, is_autocast, is_channels_last
 from pspfast.rewrite.facts import arguments, aten, hint, value
 from pspfast.rewrite.graph import Graph, Unfit
 
@@ -36,7 +41,36 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
     sizes = (batch, channels, value(weight).shape[0], height, width)
     if not torch.ops.pspfast.winograd_is_faster(*sizes, dilation, dtype):
         raise Unfit(f"the library is faster with {channels} channels of {height}×{width}")
-    graph.replace(NAME, [node], op, x, weight, named["bias"], dilation=dilation)
+    graph.replace(NAME, [node], conv2d, x, weight, named["bias"], dilation=dilation)
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dilation = dilation
+        return F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_x = grad_weight = None
+        if needs_x:
+            grad_x = torch.ops.pspfast.dilated_conv2d_grad_input(grad, weight, ctx.dilation)
+        if needs_weight:
+            grad_weight = torch.ops.pspfast.dilated_conv2d_grad_weight(
+                grad, x, ctx.dilation, is_channels_last(weight)
+            )
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if needs_bias else None, None
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: int) -> Tensor:
+    """``F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)`` with gradients by
+    Winograd's algorithm."""
+    if is_autocast(x):
+        x, weight, bias, _ = autocast(x, weight, bias, None)
+    return _Conv2d.apply(x, weight, bias, dilation)
 
 
 def winograd_dilation(node: fx.Node) -> int | None:

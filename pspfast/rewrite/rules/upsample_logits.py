@@ -67,6 +67,7 @@ def _cross_entropy(graph: Graph, node: fx.Node) -> None:
         ignore_index=named["ignore_index"],
         align_corners=found.align_corners,
         label_smoothing=named["label_smoothing"],
+        dtype=value(node).dtype,
     )
 
 
@@ -78,8 +79,10 @@ def mean_cross_entropy(
     ignore_index: int,
     align_corners: bool,
     label_smoothing: float,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """:func:`upsample_cross_entropy` with the NaN of ``F.cross_entropy`` where no pixel counts."""
+    """:func:`upsample_cross_entropy` with the NaN of ``F.cross_entropy`` where no pixel counts, and
+    in its dtype: that of half-precision logits."""
     loss = upsample_cross_entropy(
         logits,
         target,
@@ -92,7 +95,7 @@ def mean_cross_entropy(
     counts = target != ignore_index
     if weight is not None:
         counts = counts & (weight.detach() != 0)[torch.where(counts, target, 0)]
-    return torch.where(counts.any(), loss, torch.nan)
+    return torch.where(counts.any(), loss, torch.nan).to(dtype)
 
 
 def _labels(graph: Graph, node: fx.Node) -> None:

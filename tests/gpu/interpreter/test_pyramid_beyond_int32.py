@@ -80,8 +80,9 @@ def test_pyramid_upsample_add(sparse: Sparse, channels_last: bool) -> None:
     assert is_long(base, mixed, out)
     small = (base[-1:, -64:].contiguous(), mixed[-1:, ..., -64:].contiguous())
     expected = pyramid_upsample_add_forward(*small, None, (1,), True, False)
-    torch.testing.assert_close(out[-1, -64:, -1], expected[0, :, -1])
-    assert not torch.equal(expected[0, :, -1], small[0][0, :, -1])
+    # A program has 64 channels, or 32 where programs are few.
+    torch.testing.assert_close(out[-1, -32:, -1], expected[0, -32:, -1])
+    assert not torch.equal(expected[0, -32:, -1], small[0][0, -32:, -1])
 
     grad_mixed = pyramid_upsample_add_backward(base, (1,), True, 3)
     expected = pyramid_upsample_add_backward(small[0], (1,), True, 3)

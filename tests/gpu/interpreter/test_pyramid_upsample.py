@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from maps import BFLOAT, FLOAT, HALF, as_given, both_alignments, both_formats
 from torch import Tensor
 
+from pspfast.kernels import pyramid_upsample
 from pspfast.kernels.pyramid_upsample import (
     pyramid_concat_backward,
     pyramid_concat_forward,
@@ -149,6 +150,19 @@ def test_add(case: Case, align_corners: bool, channels_last: bool) -> None:
 
 
 @both_formats
+def test_rows_of_a_program(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above, maps are so small that a program of the addition has a single row, and one of the
+    backward all rows of a bin. Here are eight rows and the one behind them, and segments, of which
+    some have no row."""
+    monkeypatch.setattr(pyramid_upsample, "ENOUGH_PROGRAMS", 1)
+    test_add(Case(1, 3, 9, 3, bins=(3,)), True, channels_last)
+    monkeypatch.setattr(pyramid_upsample, "ENOUGH_PROGRAMS", 99)
+    monkeypatch.setattr(pyramid_upsample, "_SEGMENT_ROWS", 1)
+    test_add(Case(1, 3, 7, 3, bins=(3,)), False, channels_last)
+    test_concat(Case(1, 3, 7, 3, bins=(3,), dtype=HALF), False, channels_last)
+
+
+@both_formats
 @both_alignments
 @pytest.mark.parametrize("case", CONCAT_CASES, ids=str)
 def test_concat(case: Case, align_corners: bool, channels_last: bool) -> None:
@@ -251,8 +265,12 @@ def test_nan_stays_where_it_is(relu: bool) -> None:
     assert torch.equal(got.isnan(), base.isnan())
 
 
-def test_a_sample_has_the_same_bits_in_any_batch() -> None:
-    case = Case(2, 2, 2, 66, bins=(3,))
+def test_a_sample_has_the_same_bits_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward, a program has one row in the small batch, two in the large one. Backward, segments
+    in both, though the large one has enough programs without."""
+    monkeypatch.setattr(pyramid_upsample, "ENOUGH_PROGRAMS", 4)
+    monkeypatch.setattr(pyramid_upsample, "_SEGMENT_ROWS", 2)
+    case = Case(2, 2, 4, 7, bins=(3,))
     base = torch.randn(case.batch, case.channels, *case.size)
     mixed = torch.randn(case.batch, case.bin_count, 3, 3, case.channels)
     priors = torch.randn(case.batch, case.channels, case.bin_count)

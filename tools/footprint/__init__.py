@@ -1,0 +1,1 @@
+"""What networks cost a GPU, counted without one: ``python -m tools.footprint``."""
