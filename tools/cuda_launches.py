@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,14 @@ from typing import Any
 from tools.machine_code import ROOT, checked, demangled
 
 EMULATION = ROOT / "tools/emulation"
+COMPILE = (
+    os.environ.get("CXX", "g++"),
+    "-std=c++20",
+    # CUDA code reads and writes elements of any type as 16-byte words.
+    "-fno-strict-aliasing",
+    f"-I{EMULATION}",
+    "-DPSPFAST_WITH_CUDA",
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,9 @@ class CudaLaunch:
     blocks: int
     threads: int
     shared_bytes: int
+    # Of the call that launched it: a function of emulation/<stem>.cpp.
+    function: str = field(repr=False, compare=False)
+    arguments: tuple[Any, ...] = field(repr=False, compare=False)
 
 
 class _NotedLaunch(ctypes.Structure):
@@ -37,11 +48,8 @@ def _library(stem: str) -> tuple[ctypes.CDLL, dict[int, str]]:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / f"{stem}.so"
         record = EMULATION / "record_launches.h"
-        # CUDA code reads and writes elements of any type as 16-byte words.
-        flags = ("-std=c++20", "-fno-strict-aliasing", f"-I{EMULATION}", "-DPSPFAST_WITH_CUDA")
         source = EMULATION / f"{stem}.cpp"
-        compiler = os.environ.get("CXX", "g++")
-        checked(compiler, *flags, "-include", record, "-shared", "-fPIC", source, "-o", library)
+        checked(*COMPILE, "-include", record, "-shared", "-fPIC", source, "-o", library)
         symbols = [line.split() for line in checked("nm", "--defined-only", library).splitlines()]
         return ctypes.CDLL(str(library)), {int(at, 16): symbol for at, _, symbol in symbols}
 
@@ -68,6 +76,8 @@ def cuda_launches(stem: str, function: str, *args: Any) -> list[CudaLaunch]:
             launch.blocks,
             launch.threads,
             launch.shared_bytes,
+            function,
+            args,
         )
         for launch in noted[:count]
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import triton
 from tqdm import tqdm
 
+from tools.cuda_launches import CudaLaunch
 from tools.machine_code import (
     DTYPES,
     MachineCode,
@@ -102,6 +103,15 @@ def layout(call: Call) -> str:
     return "channels_last" if call.channels_last else "contiguous"
 
 
+def cuda_kernel(launch: CudaLaunch) -> str:
+    """Its name and template arguments, element types as T."""
+    # A kernel that is no template has no arguments.
+    match = re.search(r"(\w+)(<.*?>)?\(", launch.kernel)
+    assert match is not None
+    arguments = re.sub(r"float|__half|__nv_bfloat16", "T", match[2] or "")
+    return f"`{match[1]}{arguments}`"
+
+
 def cuda_rows(calls: Iterable[Call]) -> Iterator[Row]:
     for call in calls:
         if call.cuda is None:
@@ -114,15 +124,10 @@ def cuda_rows(calls: Iterable[Call]) -> Iterator[Row]:
                 if code.name == launch.kernel
             ]
             assert [code.threads for code in codes] == [launch.threads] * len(CHIPS), launch
-            # A kernel that is no template has no arguments.
-            match = re.search(r"(\w+)(<.*?>)?\(", launch.kernel)
-            assert match is not None
-            arguments = re.sub(r"float|__half|__nv_bfloat16", "T", match[2] or "")
             cells = cells_of(
                 codes, [launch.shared_bytes] * len(CHIPS), bytes_an_element(call, moved)
             )
-            kernel = f"`{match[1]}{arguments}`"
-            yield Row(call.op, kernel, (DTYPES[call.dtype],), (layout(call),), cells)
+            yield Row(call.op, cuda_kernel(launch), (DTYPES[call.dtype],), (layout(call),), cells)
 
 
 def triton_rows(calls: Iterable[Call], chips: Iterable[int] = CHIPS) -> Iterator[Row]:

@@ -16,6 +16,10 @@ constexpr int kGradWarps = kGradThreads / kWarpSize;
 constexpr int kGradBlocks = 5;
 // Columns of logits whose gradients a block sums. It works on one cell more, to the left of the first.
 constexpr int kGradSources = 15;
+// With fewer blocks than this, two for each multiprocessor of a large GPU, a block takes fewer columns, down to eight:
+// the one cell more is an eighth of its work then.
+constexpr int64_t kEnoughGradBlocks = 2 * 132;
+constexpr int64_t kLeastGradSources = 8;
 constexpr int kGradCells = kGradSources + 1;
 constexpr int kCellStride = kGradCells | 1;  // odd, for threads that have a class each to meet different banks
 // Classes of a block: 512 threads' work on 16 cells.
@@ -31,10 +35,14 @@ struct GradPlan {
 
 inline GradPlan make_grad_plan(const UpsampleLossParams& params) {
   GradPlan plan{};
-  plan.runs = ceil_div(params.cols, kGradSources);
   plan.chunks = ceil_div(params.classes, kGradClasses);
+  const int64_t enough = std::min(ceil_div(kEnoughGradBlocks, params.batch * params.rows * plan.chunks),
+                                  ceil_div(params.cols, kLeastGradSources));
+  const int64_t runs = std::max(ceil_div(params.cols, int64_t{kGradSources}), enough);
+  plan.sources = static_cast<int>(ceil_div(params.cols, runs));
+  // Columns in whole runs may be fewer.
+  plan.runs = ceil_div(params.cols, plan.sources);
   plan.blocks = params.batch * params.rows * plan.runs * plan.chunks;
-  plan.sources = static_cast<int>(ceil_div(params.cols, plan.runs));
   plan.classes = static_cast<int>(ceil_div(params.classes, plan.chunks));
   return plan;
 }

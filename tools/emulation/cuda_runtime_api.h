@@ -17,7 +17,7 @@
 #define __launch_bounds__(...)
 #define PSPFAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   emulation::launch(emulation::address_of(kernel), [&] { kernel(__VA_ARGS__); }, grid, block, shared_bytes, stream)
-#ifdef EMULATION_LAST_BLOCK
+#if defined(EMULATION_LAST_BLOCK) || defined(EMULATION_WHOLE_GRID)
 #define PSPFAST_MAX_GRID_X 0x7fffffff
 #else
 // So small that the loops over a grid which real sizes never enter run too.

@@ -1,9 +1,6 @@
 // The CUDA launchers of pyramid_pool behind a C interface, on the emulation.
 #include "../../csrc/cuda/pyramid_pool.cu"
 
-#include <cmath>
-#include <vector>
-
 extern "C" int pyramid_pool(int64_t batch, int64_t channels, int64_t height, int64_t width, bool channels_last,
                             int dtype, const int64_t* bins, int levels, bool backward, const void* from, void* to) {
   const pspfast::PyramidPoolParams params{
@@ -15,6 +12,6 @@ extern "C" int pyramid_pool(int64_t batch, int64_t channels, int64_t height, int
       static_cast<pspfast::DType>(dtype),
       pspfast::make_pyramid_cells(height, width, pspfast::make_pyramid_levels(bins, levels))};
   if (backward) return pspfast::cuda::pyramid_pool_backward(params, from, to, nullptr);
-  std::vector<float> sums(pspfast::cuda::pyramid_pool_sums(params), NAN);
+  emulation::Sums sums(pspfast::cuda::pyramid_pool_sums(params));
   return pspfast::cuda::pyramid_pool(params, from, sums.data(), to, nullptr);
 }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -79,6 +80,23 @@ struct Launch {
 };
 
 inline Launch* current = nullptr;
+
+// What may be watched; tools/traffic counts what kernels read and write.
+enum class Event { kLaunch, kBlockBarrier, kBlockEnd, kLaunchEnd };
+inline void (*observer)(Event) = nullptr;
+
+// Memory that a launcher is lent for sums, of NaN.
+inline std::pair<const void*, std::size_t> launcher_memory;
+class Sums {
+ public:
+  explicit Sums(std::size_t count) : sums_(count, NAN) { launcher_memory = {sums_.data(), count * sizeof(float)}; }
+  ~Sums() { launcher_memory = {}; }
+  float* data() { return sums_.data(); }
+
+ private:
+  std::vector<float> sums_;
+};
+
 inline cudaError_t last_error = cudaSuccess;
 
 EMULATION_HIDDEN inline void resume(Fiber& fiber) {
@@ -151,6 +169,7 @@ EMULATION_HIDDEN inline bool release_barriers() {
       released = true;
     }
     synchronise(0, count, ~0u);
+    if (observer != nullptr && released) observer(Event::kBlockBarrier);
   }
   for (unsigned i = 0; i < count; ++i) {
     if (fibers[i].state != State::kAtWarpBarrier) continue;
@@ -190,6 +209,7 @@ EMULATION_HIDDEN inline bool run_block(bool backwards) {
     }
   } while (release_barriers());
   synchronise(0, count, ~0u, true);
+  if (observer != nullptr) observer(Event::kBlockEnd);
   return std::all_of(fibers.begin(), fibers.end(), [](const Fiber& fiber) { return fiber.state == State::kDone; });
 }
 
@@ -225,6 +245,7 @@ inline void launch(const void* address, std::function<void()> kernel, dim3 grid,
                .shared = std::make_unique<unsigned char[]>(shared_bytes),
                .fibers = fibers};
   current = &state;
+  if (observer != nullptr) observer(Event::kLaunch);
   unsigned index = 0;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -240,6 +261,7 @@ inline void launch(const void* address, std::function<void()> kernel, dim3 grid,
       }
     }
   }
+  if (observer != nullptr) observer(Event::kLaunchEnd);
   current = nullptr;
 }
 

@@ -1,9 +1,6 @@
 // The CUDA launchers of upsample_maps, and of the pyramids that it upsamples, behind a C interface, on the emulation.
 #include "../../csrc/cuda/upsample_maps.cu"
 
-#include <cmath>
-#include <vector>
-
 #include "../../csrc/pyramid_upsample.h"
 
 struct PyramidProblem {
@@ -72,7 +69,7 @@ int upsample_maps(const MapProblem* problem, const void* base, const void* bias,
 
 int upsample_maps_backward(const MapProblem* problem, const void* grad_map, void* const* grad_values) {
   const auto params = make_params(*problem);
-  std::vector<float> sums(pspfast::cuda::upsample_maps_sums(params), NAN);
+  emulation::Sums sums(pspfast::cuda::upsample_maps_sums(params));
   return pspfast::cuda::upsample_maps_backward(params, grad_map, make_values(*problem, grad_values), sums.data(),
                                                nullptr);
 }
@@ -85,7 +82,7 @@ int pyramid_upsample(const PyramidProblem* problem, const void* base, const void
 
 int pyramid_upsample_backward(const PyramidProblem* problem, const void* grad_map, void* grad_values) {
   const auto params = make_params(*problem);
-  std::vector<float> sums(pspfast::cuda::pyramid_upsample_sums(params), NAN);
+  emulation::Sums sums(pspfast::cuda::pyramid_upsample_sums(params));
   return pspfast::cuda::pyramid_upsample_backward(params, grad_map, grad_values, sums.data(), nullptr);
 }
 }

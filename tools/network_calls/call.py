@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,11 @@ PYRAMID = (1, 2, 3, 6)
 BINS = sum(b * b for b in PYRAMID)
 # Of csrc/dtype.h.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# An address that nothing reads, on a boundary of 16 bytes.
-SOMEWHERE = 1 << 20
+# Addresses from which nothing reads where launches are only noted, on boundaries of 16 bytes: room
+# for the largest tensor from each to the next.
+_FIRST_ADDRESS = 1 << 44
+ROOM = 1 << 30
+_places = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,29 @@ class Call:
     element: str
 
 
+# "cpu" where the kernels run.
+device = "meta"
+
+
 def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> Tensor:
+    """Of zeros if it has memory; it takes memory where it is written."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+    if device == "meta":
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
+    if not channels_last:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    batch, channels, *rest = shape
+    return torch.zeros((batch, *rest, channels), dtype=dtype, device=device).movedim(-1, 1)
 
 
 def integers(*values: int) -> Any:
     return (ctypes.c_int64 * len(values))(*map(int, values))
 
 
+def addresses(count: int) -> list[int]:
+    """Of tensors, none of which was there before."""
+    return [_FIRST_ADDRESS + next(_places) * ROOM for _ in range(count)]
+
+
 def pointers(count: int) -> tuple[ctypes.c_void_p, ...]:
-    return (ctypes.c_void_p(SOMEWHERE),) * count
+    return tuple(map(ctypes.c_void_p, addresses(count)))

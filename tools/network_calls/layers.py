@@ -16,10 +16,10 @@ def batch_norm_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Ite
     if not channels_last:
         return
     call = partial(Call, dtype, True)
-    x = empty((batch, 256, 119, 119), dtype, True)
+    x, residual, grad = (empty((batch, 256, 119, 119), dtype, True) for _ in range(3))
     weight = empty((256,), torch.float32)
     statistics, batches = empty((2 * 256 + 1,), torch.float32), empty((), torch.int64)
-    arguments = (statistics, weight, weight, x, True, 1e-5)
+    arguments = (statistics, weight, weight, residual, True, 1e-5)
     of_x = (x.numel(), "of the map")
 
     def forward() -> object:
@@ -31,7 +31,7 @@ def batch_norm_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Ite
     yield call("batch_norm_relu", forward, None, (x.nbytes, None, None, 3 * x.nbytes), (), *of_x)
     yield call(
         "batch_norm_relu backward",
-        lambda: batch_norm_relu.batch_norm_relu_backward(x, x, *arguments),
+        lambda: batch_norm_relu.batch_norm_relu_backward(grad, x, *arguments),
         None,
         (4 * x.nbytes, None, 3 * x.nbytes),
         (),

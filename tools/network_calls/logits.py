@@ -23,12 +23,14 @@ from tools.network_calls.call import (
 )
 
 
-def logits_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Iterator[Call]:
+def logits_calls(
+    dtype: torch.dtype, channels_last: bool, batch: int, classes: int = CLASSES
+) -> Iterator[Call]:
     call = partial(Call, dtype, channels_last)
-    logits = empty((batch, CLASSES, SIDE, SIDE), dtype, channels_last)
+    logits = empty((batch, classes, SIDE, SIDE), dtype, channels_last)
     target = empty((batch, SIZE, SIZE), torch.int64)
     lse, labels = target.to(torch.float32), target.to(torch.uint8)
-    probabilities = empty((batch, CLASSES, SIZE, SIZE), torch.float32)
+    probabilities = empty((batch, classes, SIZE, SIZE), torch.float32)
     sizes = (*logits.shape, SIZE, SIZE, True, channels_last, DTYPES.index(dtype))
     # Ignored label, and a label smoothing of zero.
     loss_problem, problem = integers(*sizes, 255, 0), integers(*sizes)

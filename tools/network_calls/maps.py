@@ -13,8 +13,8 @@ from tools.cuda_launches import CudaLaunch, cuda_launches
 from tools.network_calls.call import (
     DTYPES,
     OUT_CHANNELS,
-    SOMEWHERE,
     Call,
+    addresses,
     empty,
     integers,
     pointers,
@@ -35,7 +35,7 @@ def maps_calls(dtype: torch.dtype, channels_last: bool, batch: int) -> Iterator[
         *(batch, MAP_SIDE, MAP_SIDE, OUT_CHANNELS, 3, number, number),
         *(False, False, channels_last, True, len(LEVELS), *sizes, *sizes),
     )
-    levels = (ctypes.c_void_p * len(LEVELS))(*[SOMEWHERE] * len(LEVELS))
+    levels = (ctypes.c_void_p * len(LEVELS))(*addresses(len(LEVELS)))
 
     def cuda(part: str, *args: object) -> list[CudaLaunch]:
         return cuda_launches("upsample_maps", f"upsample_maps{part}", problem, *args)

@@ -5,6 +5,9 @@ import torch
 import triton
 import triton.language as tl
 
+from tools.traffic.counts import Traffic
+from tools.traffic.interpreted import Interpreted, counting
+
 
 @triton.jit
 def _copy_kernel(p_in, p_out, first, end, BLOCK: tl.constexpr):
@@ -26,3 +29,24 @@ def test_element_outside(first: int, end: int) -> None:
     whole = torch.randn(24)
     with pytest.raises(Exception, match="an address outside of all tensors"):
         _copy_kernel[(1,)](whole[8:16], torch.empty(10)[1:9], first, end, BLOCK=16)
+
+
+@triton.jit
+def _copy_blocks_kernel(p_in, p_out, BLOCK: tl.constexpr):
+    o = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(p_out + o, tl.load(p_in + o % BLOCK))
+
+
+@pytest.mark.parametrize(("share", "programs"), [(1, 8), (2, 4)])
+def test_counts_bytes_of_programs(share: int, programs: int) -> None:
+    """Every program reads the same four sectors and writes four of its own."""
+    given, result = torch.randn(32), torch.full((256,), torch.nan)
+    with counting(share) as launches:
+        _copy_blocks_kernel[(4, 2)](given, result, BLOCK=32)
+    written = programs * 128
+    traffic = Traffic(128 + written, 0, 128 + written, 2 * written)
+    assert launches == [Interpreted("_copy_blocks_kernel", 8, traffic)]
+    # The first half of the first axis, of all others.
+    run = torch.arange(256) // 32 % 4 < 4 // share
+    assert torch.equal(result.isnan(), ~run)
+    assert torch.equal(result[run], given.repeat(programs))

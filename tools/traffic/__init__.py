@@ -1,0 +1,1 @@
+"""What kernels ask of L2 and of DRAM, counted on the emulation and in Triton's interpreter."""
