@@ -1,4 +1,4 @@
-"""Packages of AOTInductor call this project's kernels, in processes that import it."""
+"""Packages of AOTInductor and of torch.compile call this project's kernels, in other processes."""
 
 import subprocess
 import sys
@@ -10,20 +10,23 @@ import torch
 from randomised import randomised
 
 from pspfast import PSPNet, backends
+from pspfast.ops import pyramid_pool
 
 pytestmark = pytest.mark.skipif("cpu" in backends.MISSING, reason="there are no kernels to keep")
 
 LOAD = """
 import torch
 {imports}
-images, expected = torch.load("expected.pt")
-logits = torch._inductor.aoti_load_package("model.pt2")(images)
-torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+torch.set_num_threads({threads})  # A saved function asks for as many.
+inputs, expected = torch.load("expected.pt")
+got = {load}(inputs)
+torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 """
 
 
-def run_fresh(imports: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", LOAD.format(imports=imports)]
+def run_fresh(imports: str, load: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    code = LOAD.format(imports=imports, load=load, threads=torch.get_num_threads())
+    command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
@@ -44,9 +47,25 @@ def test_package_keeps_the_kernels(tmp_path: Path) -> None:
         texts = [archive.read(name) for name in archive.namelist() if name.endswith(".json")]
     for op in ("dilated_conv2d", "pyramid_pool", "pyramid_mix", "pyramid_upsample_add"):
         assert any(f"pspfast::{op}".encode() in text for text in texts), op
-    loaded = run_fresh("import pspfast", tmp_path)
+    load = 'torch._inductor.aoti_load_package("model.pt2")'
+    loaded = run_fresh("import pspfast", load, tmp_path)
     assert loaded.returncode == 0, loaded.stderr
-    absent = run_fresh("", tmp_path)
+    absent = run_fresh("", load, tmp_path)
     assert absent.returncode == 1
     # As docs/deployment.md quotes it.
     assert "RuntimeError: Could not find schema for pspfast::" in absent.stderr
+
+
+def test_function_that_torch_compile_saved_keeps_the_kernels(tmp_path: Path) -> None:
+    def pooled(x: torch.Tensor) -> torch.Tensor:
+        return pyramid_pool(x, (1, 2, 3, 6)).relu()
+
+    x = torch.randn(1, 16, 9, 11)
+    torch.save((x, pooled(x)), tmp_path / "expected.pt")
+    saved = tmp_path / "pooled.pt"
+    compiled = torch.compile(pooled, fullgraph=True).aot_compile(((x,), {}))
+    compiled.save_compiled_function(str(saved))
+    assert b"torch.ops.pspfast.pyramid_pool.default(" in saved.read_bytes()
+    load = 'torch.compiler.load_compiled_function(open("pooled.pt", "rb"))'
+    loaded = run_fresh("import pspfast", load, tmp_path)
+    assert loaded.returncode == 0, loaded.stderr
