@@ -19,6 +19,8 @@ namespace pspfast::cuda {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
+// Two for each of the 132 multiprocessors of an H100: with fewer blocks a launch leaves some idle.
+constexpr int64_t kEnoughBlocks = 2 * 132;
 // What every launch may use without asking the driver for more.
 constexpr int64_t kMaxSharedBytes = 48 * 1024;
 

@@ -15,8 +15,6 @@ constexpr int kChannelWarps = kChannelThreads / kWarpSize;
 constexpr int kChannelBlocks = 8;
 // Loads of a thread in flight.
 constexpr int kBatch = 4;
-// Blocks below which a block takes less: two for each multiprocessor of a large GPU.
-constexpr int64_t kEnoughBlocks = 2 * 132;
 
 // How channel_* kernels cut the work: a block takes `lanes` x Size channels of one image, Size of them a lane, and a
 // band of its rows of cells.

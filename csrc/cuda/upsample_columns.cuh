@@ -11,9 +11,7 @@ constexpr int kColumnWarps = kColumnThreads / kWarpSize;
 // Blocks resident on a multiprocessor: so many leave a thread 80 registers. A pixel takes up to five: the weight of its
 // row, the largest logit before a chunk and after it, the sum of powers, and a label or a weighted sum.
 constexpr int kColumnBlocks = 6;
-// With fewer blocks than this, two for each multiprocessor of a large GPU, a block takes fewer columns, down to two
-// warps' worth.
-constexpr int64_t kEnoughColumnBlocks = 2 * 132;
+// With fewer blocks than kEnoughBlocks a block takes fewer columns, down to two warps' worth.
 constexpr int kLeastColumns = 2 * kWarpSize;
 // Bytes of cells, a block: as many blocks fit into the 164 KB of an sm_80 multiprocessor, and 75 of the 150 classes of
 // ADE20K, whose logits have an eighth of the image's resolution, into a block.
@@ -36,8 +34,8 @@ struct ColumnPlan {
 
 inline ColumnPlan make_column_plan(const UpsampleParams& params) {
   ColumnPlan plan{};
-  const int64_t enough = std::min(ceil_div(kEnoughColumnBlocks, params.batch * params.rows),
-                                  ceil_div(params.width, int64_t{kLeastColumns}));
+  const int64_t enough =
+      std::min(ceil_div(kEnoughBlocks, params.batch * params.rows), ceil_div(params.width, int64_t{kLeastColumns}));
   plan.tiles = std::max(ceil_div(params.width, kColumnThreads), enough);
   plan.blocks = params.batch * params.rows * plan.tiles;
   plan.cols = static_cast<int>(ceil_div(params.width, plan.tiles));

@@ -16,9 +16,8 @@ constexpr int kGradWarps = kGradThreads / kWarpSize;
 constexpr int kGradBlocks = 5;
 // Columns of logits whose gradients a block sums. It works on one cell more, to the left of the first.
 constexpr int kGradSources = 15;
-// With fewer blocks than this, two for each multiprocessor of a large GPU, a block takes fewer columns, down to eight:
-// the one cell more is an eighth of its work then.
-constexpr int64_t kEnoughGradBlocks = 2 * 132;
+// With fewer blocks than kEnoughBlocks a block takes fewer columns, down to eight: the one cell more is an eighth of
+// its work then.
 constexpr int64_t kLeastGradSources = 8;
 constexpr int kGradCells = kGradSources + 1;
 constexpr int kCellStride = kGradCells | 1;  // odd, for threads that have a class each to meet different banks
@@ -36,7 +35,7 @@ struct GradPlan {
 inline GradPlan make_grad_plan(const UpsampleLossParams& params) {
   GradPlan plan{};
   plan.chunks = ceil_div(params.classes, kGradClasses);
-  const int64_t enough = std::min(ceil_div(kEnoughGradBlocks, params.batch * params.rows * plan.chunks),
+  const int64_t enough = std::min(ceil_div(kEnoughBlocks, params.batch * params.rows * plan.chunks),
                                   ceil_div(params.cols, kLeastGradSources));
   const int64_t runs = std::max(ceil_div(params.cols, int64_t{kGradSources}), enough);
   plan.sources = static_cast<int>(ceil_div(params.cols, runs));

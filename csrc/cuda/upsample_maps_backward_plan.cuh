@@ -110,7 +110,7 @@ double choose_group(const MapUpsampleParams& params, int element_bytes, int acce
                     const BackwardPlan& plan, const Fits& fits, BackwardGroup& best) {
   double least = std::numeric_limits<double>::infinity();
   // The groups of a launch share the GPU.
-  const int64_t enough = ceil_div(kEnoughUpsampleBlocks * (best.end - best.begin), params.levels);
+  const int64_t enough = ceil_div(kEnoughBlocks * (best.end - best.begin), params.levels);
   const auto consider = [&](BackwardGroup& group, double bytes) {
     count_sums(params, group);
     const int64_t blocks = params.batch * plan.chunks * group.bands * group.tiles * group.segments;

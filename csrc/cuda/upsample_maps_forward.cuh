@@ -70,7 +70,7 @@ ForwardPlan make_fwd_plan(const MapUpsampleParams& params, int64_t shared_bytes)
         plan.run_taps = kVectorPixels > 1 ? (kPixels + params.kernel_size - 1) | 1 : kPixels;
         const auto values = static_cast<double>(cut_fwd_tiles(params, kVectorPixels, lanes * kChannels, plan));
         if (fwd_bytes(plan, kChannels) > shared_bytes) continue;
-        const double reads = cost_of_plan(values, plan.blocks, kEnoughUpsampleBlocks);
+        const double reads = cost_of_plan(values, plan.blocks, kEnoughBlocks);
         if (best.blocks == 0 || reads < least) best = plan, least = reads;
       }
     }

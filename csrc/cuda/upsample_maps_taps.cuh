@@ -30,8 +30,6 @@ template <int Pixels>
 constexpr int kRun = std::min(Pixels, kPixels);
 // A block takes this many channels of contiguous maps: a sector of the values, whose channels are innermost.
 constexpr int kPlaneChannels = 8;
-// Two blocks for each multiprocessor of a large GPU.
-constexpr int64_t kEnoughUpsampleBlocks = 2 * 132;
 
 // What a way to cut the work costs that moves so many bytes: with too few blocks more than any that has enough, and the
 // more blocks the less.
