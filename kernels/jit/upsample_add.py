@@ -17,6 +17,7 @@ shows the compiler what divides the offset of every row.
 import triton
 import triton.language as tl
 
+from .common.epilogue import store_sum
 from .common.geometry import (
     interpolation_tap,
     interpolation_weight,
@@ -181,14 +182,7 @@ def upsample_add_fwd_kernel(
         )
     o_out = map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST)
     m_out = (o_w < width)[:, None] & m_c[None, :]
-    if HAS_BASE:
-        b_out += tl.load(p_base + o_out, mask=m_out, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        b_out += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        # NaN stays, as in torch.
-        b_out = tl.where(b_out < 0.0, 0.0, b_out)
-    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
+    store_sum(p_base, p_bias, p_out, b_out, o_out, m_out, o_c, m_c, HAS_BASE, HAS_BIAS, RELU)
 
 
 @triton.jit
