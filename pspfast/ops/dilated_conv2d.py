@@ -7,7 +7,7 @@ kernel or by cuDNN, whichever is faster: the operator chooses when it runs, comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -169,9 +169,34 @@ def _empty(x: Tensor, channels: int, memory_format: torch.memory_format) -> Tens
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
+def _op(name: str, suffix: str) -> Callable[..., Tensor]:
+    return getattr(torch.ops.pspfast, f"dilated_conv2d{name}{suffix}")
+
+
+def gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    dilation: int,
+    needed: Sequence[bool],
+    suffix: str = "",
+) -> list[Tensor | None]:
+    """Of x, weight and bias for ``grad`` of the convolution, those that are ``needed``, by the
+    operators with this suffix."""
+    grad_x = grad_weight = grad_bias = None
+    needs_x, needs_weight, needs_bias = needed
+    if needs_x:
+        grad_x = _op("_grad_input", suffix)(grad, weight, dilation)
+    if needs_weight:
+        grad_weight = _op("_grad_weight", suffix)(grad, x, dilation, is_channels_last(weight))
+    if needs_bias:
+        grad_bias = grad.sum((0, 2, 3))
+    return [grad_x, grad_weight, grad_bias]
+
+
 def _register_autograd(suffix: str) -> None:
     def op(name: str) -> Callable[..., Tensor]:
-        return getattr(torch.ops.pspfast, f"dilated_conv2d{name}{suffix}")
+        return _op(name, suffix)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, _, ctx.dilation, _, ctx.relu = inputs
@@ -181,15 +206,9 @@ def _register_autograd(suffix: str) -> None:
         x, weight, output = ctx.saved_tensors
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, output, 0)
-        needs_x, needs_weight, needs_bias, _, needs_residual, _ = ctx.needs_input_grad
-        grad_x = grad_weight = grad_bias = None
-        if needs_x:
-            grad_x = op("_grad_input")(grad, weight, ctx.dilation)
-        if needs_weight:
-            grad_weight = op("_grad_weight")(grad, x, ctx.dilation, is_channels_last(weight))
-        if needs_bias:
-            grad_bias = grad.sum((0, 2, 3))
-        return grad_x, grad_weight, grad_bias, None, grad if needs_residual else None, None
+        *needed, _, needs_residual, _ = ctx.needs_input_grad
+        of_arguments = gradients(grad, x, weight, ctx.dilation, needed, suffix)
+        return *of_arguments, None, grad if needs_residual else None, None
 
     # The gradients are bilinear; each one's gradients are the op and the other gradient.
     def setup_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

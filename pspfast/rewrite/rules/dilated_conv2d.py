@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pspfast import backends
-from pspfast.ops.common.checks import autocast, is_autocast, is_channels_last
+from pspfast.ops.common.checks import autocast, is_autocast
+from pspfast.ops.dilated_conv2d import gradients
 from pspfast.rewrite.facts import arguments, aten, hint, value
 from pspfast.rewrite.graph import Graph, Unfit
 
@@ -54,15 +55,8 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        grad_x = grad_weight = None
-        if needs_x:
-            grad_x = torch.ops.pspfast.dilated_conv2d_grad_input(grad, weight, ctx.dilation)
-        if needs_weight:
-            grad_weight = torch.ops.pspfast.dilated_conv2d_grad_weight(
-                grad, x, ctx.dilation, is_channels_last(weight)
-            )
-        return grad_x, grad_weight, grad.sum((0, 2, 3)) if needs_bias else None, None
+        *needed, _ = ctx.needs_input_grad
+        return *gradients(grad, x, weight, ctx.dilation, needed), None
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: int) -> Tensor:
