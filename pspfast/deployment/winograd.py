@@ -67,12 +67,13 @@ def fits(
     )
 
 
-def conv3x3(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """``F.conv2d(x, weight, padding=dilation, dilation=dilation)``, of any size.
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
+    """``F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)``, of any size.
 
     Args:
         x: ``[N, C, H, W]``.
         weight: ``[O, C, 3, 3]``.
+        bias: ``[O]``.
         dilation: of both axes.
 
     Returns:
@@ -84,7 +85,8 @@ def conv3x3(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
         F.conv2d(x @ to_tiles, column, padding=(dilation, 0), dilation=(dilation, 1)) @ to_map
         for to_tiles, column, to_map in zip(into, taps, back, strict=True)
     ]
-    return sum(shares[1:], shares[0])
+    out = sum(shares[1:], shares[0])
+    return out if bias is None else out + bias[:, None, None]
 
 
 def replace_convolutions(network: nn.Module) -> None:
@@ -113,8 +115,7 @@ def _conv2d(
 ) -> Tensor:
     if x.dim() != 4 or not fits(weight, stride, padding, dilation, groups):
         return NotImplemented
-    out = conv3x3(x, weight, dilation[0])
-    return out if bias is None else out + bias[:, None, None]
+    return conv3x3(x, weight, bias, dilation[0])
 
 
 class _Conv3x3(nn.Module):
@@ -123,8 +124,7 @@ class _Conv3x3(nn.Module):
         self.weight, self.bias, self.dilation = conv.weight, conv.bias, conv.dilation[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        out = conv3x3(x, self.weight, self.dilation)
-        return out if self.bias is None else out + self.bias[:, None, None]
+        return conv3x3(x, self.weight, self.bias, self.dilation)
 
 
 def _transforms(length: int, dilation: int, like: Tensor) -> tuple[Sequence[Tensor], ...]:

@@ -60,13 +60,15 @@ def test_openvino_at_any_size(model: PSPNet, dynamic_onnx: Path) -> None:
         assert relative_difference(got, model(images)) < 1e-4
 
 
-def test_no_operator_is_ours(dynamic_onnx: Path) -> None:
+def test_no_operator_is_ours(model: PSPNet, dynamic_onnx: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="the export extra is not installed")
     graph = onnx.load(dynamic_onnx)
     onnx.checker.check_model(graph)
     assert {entry.domain for entry in graph.opset_import} == {""}
     # Neither bins nor tiles are unrolled: some hundred nodes at any size.
     assert len(graph.graph.node) < 900
+    direct = onnx.load(pspfast.export(model, tmp_path / "direct.onnx", winograd=False))
+    assert len(direct.graph.node) < 600
 
 
 def test_program_runs_without_pspfast(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_convolution(dilation: int, dtype: torch.dtype) -> None:
     for size in ((60, 60), (9, 13), (1, 1), (2, 3), (3, 33), (17, 4)):
         x = torch.randn(2, 7, *size, dtype=dtype)
         expected = F.conv2d(x.double(), weight.double(), padding=dilation, dilation=dilation)
-        got = conv3x3(x, weight, dilation)
+        got = conv3x3(x, weight, None, dilation)
         assert got.dtype == dtype
         assert relative_difference(got, expected) < (1e-5 if dtype == torch.float32 else 1e-13)
 
