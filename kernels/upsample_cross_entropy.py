@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .jit.mean_loss import mean_loss_kernel
 from .jit.upsample_cross_entropy import loss_bwd_kernel, loss_fwd_kernel
-from .launch import empty_map, launches_on_tensor_device, wrap_triton
+from .launch import ENOUGH_PROGRAMS, empty_map, launches_on_tensor_device, wrap_triton
 from .upsample_tiles import plan, upsampling
 
 _WRONG_LABEL = "upsample_cross_entropy: target: a label is neither a class nor ignore_index"
@@ -18,6 +18,9 @@ _WRONG_LABEL = "upsample_cross_entropy: target: a label is neither a class nor i
 _BACKWARD_CLASSES = 32
 _BACKWARD_COLS = 16
 _BACKWARD_WIDTH = 16
+# Columns of logits of a program at least, if programs are narrowed to become more: of the image's
+# columns that it computes, those of one in eight of logits are a neighbour's too.
+_FEWEST_COLS = 7
 # Rows of logits of a program. A program computes the image's rows before its first row of logits
 # too, so more rows are better, unless programs become too few for a large GPU: 132 multiprocessors,
 # four programs on each, as many as its registers hold.
@@ -29,6 +32,14 @@ _ADDED_PROGRAMS = 256
 
 def _float_weight(weight: Tensor | None, instead: Tensor) -> Tensor:
     return instead if weight is None else weight.to(torch.float32).contiguous()
+
+
+def _tile_columns(rounds: int, positions: int, sources: int) -> int:
+    """The most columns of logits of a tile whose columns of the image, with those that reach to the
+    neighbours at both ends, fill ``rounds``. ``positions`` / ``sources`` are from one to the
+    next."""
+    columns = rounds * _BACKWARD_WIDTH * sources // positions - 1
+    return int(min(max(columns, 1), _BACKWARD_COLS))
 
 
 @launches_on_tensor_device
@@ -94,13 +105,19 @@ def upsample_cross_entropy_backward(
     if lse.numel() == 0:
         return grad_logits.zero_()
 
-    # The columns of the image that read a tile's columns of logits reach to the neighbours at both
-    # ends. The tile has as many columns of logits as these need to fill their rounds.
     positions, sources = upsampling(width, cols, align_corners)
     rounds = max((_BACKWARD_COLS + 1) * positions // max(sources, 1) // _BACKWARD_WIDTH, 1)
-    tile_cols = rounds * _BACKWARD_WIDTH * sources // positions - 1
-    tile_cols = int(min(max(tile_cols, 1), _BACKWARD_COLS))
-    tiles = batch * triton.cdiv(classes, _BACKWARD_CLASSES) * triton.cdiv(cols, tile_cols)
+    tile_cols = _tile_columns(rounds, positions, sources)
+    class_blocks = triton.cdiv(classes, _BACKWARD_CLASSES)
+    # Narrower where even single rows would leave a large GPU idle. Decided for one image, which has
+    # the same bits in any batch then: sums of columns are added by rounds.
+    while rounds > 1 and class_blocks * triton.cdiv(cols, tile_cols) * rows < ENOUGH_PROGRAMS:
+        rounds -= 1
+        narrower = _tile_columns(rounds, positions, sources)
+        if narrower < _FEWEST_COLS:
+            break
+        tile_cols = narrower
+    tiles = batch * class_blocks * triton.cdiv(cols, tile_cols)
     tile_rows = _MOST_ROWS
     while tile_rows > 1 and tiles * triton.cdiv(rows, tile_rows) < _ENOUGH_PROGRAMS:
         tile_rows //= 2

@@ -31,7 +31,6 @@ KNOWN = {
         "upsample_concat_conv2d, maps added, backward",
         "upsample_add_bwd_kernel",
     ): {"L2": 4.87},
-    ("triton", "upsample_cross_entropy backward", "loss_bwd_kernel"): {"blocks": 240},
 }
 # They add few sums: of a channel each, or of the blocks before them.
 SMALL = {

@@ -105,6 +105,17 @@ def test_targets_are_loaded_once_for_32_classes(
     assert [loop.count("LDG") for loop in loops if "MUFU.EX2" in loop] == [2]
 
 
+def test_one_image_fills_a_large_gpu(launches: Any) -> None:
+    columns = set()
+    for batch in (1, 2):
+        launch_loss(some_logits(19, True, torch.bfloat16)[:batch], (SIZE, SIZE))
+        *_, backward = launches.taken()
+        assert backward.programs >= 2 * 132  # of an H100's multiprocessors
+        columns.add(backward.args["TILE_COLS"])
+    # The order of sums over columns is an image's, whatever the batch.
+    assert len(columns) == 1
+
+
 @every_arch
 @every_layout
 def test_loss_with_weights_and_smoothing(

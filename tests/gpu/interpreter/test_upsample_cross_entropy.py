@@ -35,6 +35,8 @@ CASES = [
     # More columns of logits than a backward program holds, 16, and than there are of the image.
     Case(1, 2, (1, 20), (1, 20)),
     Case(1, 2, (2, 35), (2, 11), smoothing=1.0, weighted=True),
+    # Backward programs of fewer columns, several rounds each, because there are few.
+    Case(1, 2, (1, 20), (1, 100)),
     # More rows of logits than the image has.
     Case(2, 3, (7, 3), (2, 3), weighted=True),
     # More rows between two of logits than a tile holds, 8, and more columns than two tiles' round.
