@@ -157,17 +157,22 @@ def locate_tile(
     ALIGN_CORNERS: tl.constexpr,
     LONG_AXES: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    tile_width=None,
 ):
     """A program's image, in int64 as all addresses are; its row of logits; begin and end of the
     image's rows that lie between this row and the next; its columns of the image, and the tuple
-    ``columns`` of these, in which columns behind the image's last repeat the last."""
+    ``columns`` of these. Of the BLOCK_W columns the first ``tile_width`` are the program's, all if
+    it is None; in ``columns`` those behind the program's last or the image's repeat it."""
+    step = BLOCK_W if tile_width is None else tile_width
     i_program = tl.program_id(0)
-    column_blocks = tl.cdiv(width, BLOCK_W)
-    o_w = i_program % column_blocks * BLOCK_W + tl.arange(0, BLOCK_W)
+    column_blocks = tl.cdiv(width, step)
+    first = i_program % column_blocks * step
+    o_w = first + tl.arange(0, BLOCK_W)
     i_program //= column_blocks
     source = position_of(i_program % rows, LONG_AXES)
     begin, end = positions_between(source, height, rows, ALIGN_CORNERS)
-    position = position_of(tl.minimum(o_w, width - 1), LONG_AXES)
+    last = (width if tile_width is None else tl.minimum(first + tile_width, width)) - 1
+    position = position_of(tl.minimum(o_w, last), LONG_AXES)
     columns = interpolation_tap(position, width, cols, ALIGN_CORNERS)
     return (i_program // rows).to(tl.int64), source, begin, end, o_w, columns
 
