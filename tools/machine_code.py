@@ -131,10 +131,8 @@ class MachineCode:
     @property
     def spills_in_loops(self) -> list[str]:
         """Instructions in innermost loops on a thread's own memory."""
-        if self.stack == 0:  # To read the code takes seconds.
-            return []
-        lines = [line for body in self.innermost_loops for line in body]
-        return [line for line in lines if re.search(r"\b(?:LDL|STL)\b", line)]
+        loops = self.innermost_loops if self.stack else []  # To read the code takes seconds.
+        return [c for loop in loops for c in loop if re.search(r"\b(?:LDL|STL)\b", c)]
 
     @property
     def tensor_core_instructions(self) -> list[str]:
