@@ -59,34 +59,54 @@ def logit_offsets(shape, i_n, o_k, row, o_w, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
-def _load_row(p_logits, shape, i_n, o_k, row, o_w, CHANNELS_LAST: tl.constexpr):
+def _load_row(
+    p_logits, shape, i_n, o_k, row, o_w, CHANNELS_LAST: tl.constexpr, ALONG_COLUMNS: tl.constexpr
+):
     """[classes, columns] in float32; 0 where there is no such class. Of minus infinity it makes the
     lowest number: differences of infinities are NaN, which would win over all other classes."""
     classes, _, _ = shape
     o_logits = logit_offsets(shape, i_n, o_k, row, o_w, CHANNELS_LAST)
-    b_row = tl.load(p_logits + o_logits, mask=(o_k < classes)[:, None], other=0.0).to(tl.float32)
+    m_row = (o_k < classes)[:, None]
+    if ALONG_COLUMNS:
+        # Of one axis there is one order of threads, whatever is contiguous.
+        size: tl.constexpr = o_logits.shape[0] * o_logits.shape[1]
+        m_row = tl.reshape(tl.broadcast_to(m_row, o_logits.shape), [size])
+        b_row = tl.load(p_logits + tl.reshape(o_logits, [size]), mask=m_row, other=0.0)
+        b_row = tl.reshape(b_row, o_logits.shape).to(tl.float32)
+    else:
+        b_row = tl.load(p_logits + o_logits, mask=m_row, other=0.0).to(tl.float32)
     return tl.maximum(b_row, _LOWEST, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def load_between(p_logits, shape, i_n, o_k, source, columns, CHANNELS_LAST: tl.constexpr):
+def load_between(
+    p_logits,
+    shape,
+    i_n,
+    o_k,
+    source,
+    columns,
+    CHANNELS_LAST: tl.constexpr,
+    ALONG_COLUMNS: tl.constexpr,
+):
     """Rows ``source`` and ``source + 1`` of logits, interpolated to columns: the first, and the
-    second minus the first, [classes, columns] each."""
+    second minus the first, [classes, columns] each. ALONG_COLUMNS gives neighbouring threads
+    neighbouring columns."""
     _, rows, _ = shape
     low, high, weight = columns
-    b_low = _load_row(p_logits, shape, i_n, o_k, source, low, CHANNELS_LAST)
-    b_high = _load_row(p_logits, shape, i_n, o_k, source, high, CHANNELS_LAST)
+    b_low = _load_row(p_logits, shape, i_n, o_k, source, low, CHANNELS_LAST, ALONG_COLUMNS)
+    b_high = _load_row(p_logits, shape, i_n, o_k, source, high, CHANNELS_LAST, ALONG_COLUMNS)
     b_first = b_low + weight[None, :] * (b_high - b_low)
     second = tl.minimum(source + 1, rows - 1)
-    b_low = _load_row(p_logits, shape, i_n, o_k, second, low, CHANNELS_LAST)
-    b_high = _load_row(p_logits, shape, i_n, o_k, second, high, CHANNELS_LAST)
+    b_low = _load_row(p_logits, shape, i_n, o_k, second, low, CHANNELS_LAST, ALONG_COLUMNS)
+    b_high = _load_row(p_logits, shape, i_n, o_k, second, high, CHANNELS_LAST, ALONG_COLUMNS)
     return b_first, b_low + weight[None, :] * (b_high - b_low) - b_first
 
 
 @triton.jit
 def load_tile(p_logits, shape, i_n, o_k, source, row_weight, columns, CHANNELS_LAST: tl.constexpr):
     """Interpolated logits [classes, rows of the image, columns]."""
-    b_first, b_step = load_between(p_logits, shape, i_n, o_k, source, columns, CHANNELS_LAST)
+    b_first, b_step = load_between(p_logits, shape, i_n, o_k, source, columns, CHANNELS_LAST, False)
     return b_first[:, None, :] + row_weight[None, :, None] * b_step[:, None, :]
 
 
