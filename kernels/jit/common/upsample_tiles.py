@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import interpolation_tap, weighted_positions
+from .geometry import interpolation_tap, positions_between
 
 # Smaller than any logit that is finite, and finite: differences to it are never NaN.
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
@@ -34,15 +34,6 @@ def position_of(index, LONG_AXES: tl.constexpr):
         return index + tl.zeros([], tl.int64)
     else:
         return index
-
-
-@triton.jit
-def positions_between(source, size, sources, ALIGN_CORNERS: tl.constexpr):
-    """Begin and end of the positions whose low source is ``source``, none where the end is not
-    behind the begin. A single source has all positions."""
-    _, begin = weighted_positions(source - 1, size, sources, ALIGN_CORNERS)
-    _, end = weighted_positions(source, size, sources, ALIGN_CORNERS)
-    return tl.where(source == 0, 0, begin), end
 
 
 @triton.jit
