@@ -22,17 +22,19 @@ _LEVELS = 4
 # columns, so many is better: 64 pairs of a row and a channel, of 64 columns, are 32 registers of
 # each of 128 threads. Two rows mostly read the same sources, at once. Backward, a thread holds
 # three such blocks for three rows of taps, and 64 would spill.
-_FORWARD_CHANNELS = 32
+_CHANNELS = 32
 _FORWARD_ROWS = 2
-_BACKWARD_CHANNELS = 32
-# Pairs of a source column and a tap's kx that a program of the backward gathers for: the fewest
-# that tl.dot takes; more would spill.
+# Backward, pairs of a source column and a tap's kx that a program gathers for, the fewest that
+# tl.dot takes; twice the pairs of as many channels would spill. In a contiguous map, columns of 32
+# bytes are read at once: more sources, of fewer channels, share those that programs have in common.
 _PAIRS = 16
+_CONTIGUOUS_PAIRS = 32
+_CONTIGUOUS_CHANNELS = 16
 
 
-def _channel_block(channels: int, most: int) -> int:
+def _channel_block(channels: int) -> int:
     # tl.dot takes 16 or more.
-    return 16 if channels <= 16 else 32 if channels <= 32 else most
+    return 16 if channels <= 16 else _CHANNELS
 
 
 @launches_on_tensor_device
@@ -63,7 +65,7 @@ def upsample_add_forward(
     out = empty_map(first, (batch, channels, height, width), channels_last, dtype)
     if out.numel() == 0:
         return out
-    block_w, block_c = column_block(width), _channel_block(channels, _FORWARD_CHANNELS)
+    block_w, block_c = column_block(width), _channel_block(channels)
     row_blocks = triton.cdiv(height, _FORWARD_ROWS)
     divisor = width_divisor(width)
     grid = (batch * triton.cdiv(channels, block_c) * triton.cdiv(width, block_w) * row_blocks,)
@@ -116,13 +118,18 @@ def upsample_add_backward(
     result = grad.new_empty(sum(rows * cols for rows, cols in levels) * numel, dtype=dtype)
     if numel == 0:
         return result
-    block_c = _channel_block(channels, _BACKWARD_CHANNELS)
-    divisor = width_divisor(width)
-    sources = _PAIRS // kernel_size
+    # A column of a channels_last map is on its own. Blocks count as aligned there too: in smaller
+    # ones, threads would read less than 16 bytes.
+    alignment = width_divisor(width)
+    if channels_last:
+        pairs, block_c, divisor = _PAIRS, _channel_block(channels), 1
+    else:
+        pairs, block_c, divisor = _CONTIGUOUS_PAIRS, _CONTIGUOUS_CHANNELS, alignment
+    sources = pairs // kernel_size
     begin = 0
     for rows, cols in levels:
         # As many columns read the sources, and some more.
-        columns = (sources + 1) * width // cols + kernel_size + divisor
+        columns = (sources + 1) * width // cols + kernel_size + alignment
         grid = (batch * triton.cdiv(channels, block_c) * triton.cdiv(cols, sources) * rows,)
         wrap_triton(upsample_add_bwd_kernel)[grid](
             grad,
@@ -137,7 +144,7 @@ def upsample_add_backward(
             NEAREST=nearest,
             CHANNELS_LAST=channels_last,
             WIDTH_DIVISOR=divisor,
-            BLOCK_K=_PAIRS,
+            BLOCK_K=pairs,
             BLOCK_W=column_block(min(columns, width)),
             BLOCK_C=block_c,
         )

@@ -248,16 +248,18 @@ def upsample_add_bwd_kernel(
     first_w, _ = _readers(i_v * SOURCES, width, cols, ALIGN_CORNERS, NEAREST)
     last_v = tl.minimum(i_v * SOURCES + SOURCES, cols) - 1
     _, end_w = _readers(last_v, width, cols, ALIGN_CORNERS, NEAREST)
-    first_quotient = tl.maximum(first_w - reach, 0) // WIDTH_DIVISOR
-    column_blocks = tl.cdiv(end_w + reach - first_quotient * WIDTH_DIVISOR, BLOCK_W)
+    # No column that is not needed is read, but for whole accesses of a contiguous map.
+    first_w = tl.maximum(first_w - reach, 0) // WIDTH_DIVISOR * WIDTH_DIVISOR
+    end_quotient = tl.minimum(tl.cdiv(end_w + reach, WIDTH_DIVISOR), width_quotient)
+    end_w = end_quotient * WIDTH_DIVISOR
 
     b_sum = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
     if KERNEL_SIZE == 3:
         b_sum_before = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
         b_sum_behind = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
-    for i_w in tl.range(0, column_blocks, num_stages=1):
-        o_w = first_quotient * WIDTH_DIVISOR + i_w * BLOCK_W + tl.arange(0, BLOCK_W)
-        m_grad = (o_w < width)[:, None] & m_c[None, :]
+    for i_w in tl.range(0, tl.cdiv(end_w - first_w, BLOCK_W), num_stages=1):
+        o_w = first_w + i_w * BLOCK_W + tl.arange(0, BLOCK_W)
+        m_grad = (o_w < end_w)[:, None] & m_c[None, :]
         # Tap ky of row i has the weights of position i + ky - reach.
         b_here = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
         if KERNEL_SIZE == 3:
@@ -277,7 +279,7 @@ def upsample_add_bwd_kernel(
             b_sum_before = tl.dot(b_weight, b_before, b_sum_before, input_precision="ieee")
             b_sum_behind = tl.dot(b_weight, b_behind, b_sum_behind, input_precision="ieee")
 
-    # What does not fill a block of pairs, 16 = 5 * 3 + 1, is of the next program.
+    # What does not fill a block of pairs, 32 = 10 * 3 + 2, is of the next program.
     m_tap = ((o_k < SOURCES * KERNEL_SIZE) & (v < cols))[:, None] & m_c[None, :]
     tap = ((u * cols + v) * KERNEL_SIZE * KERNEL_SIZE + kx).to(tl.int64)
     taps = rows * cols * (KERNEL_SIZE * KERNEL_SIZE)

@@ -21,11 +21,6 @@ DRAM, L2 = 1.5, 3.0
 # Those that miss a bar, and by how much; docs/GPU.md says why. Of either layout the worse.
 KNOWN = {
     ("triton", "pyramid_conv2d, levels added", "add_fwd_kernel"): {"L2": 4.09},
-    (
-        "triton",
-        "upsample_concat_conv2d, maps added, backward",
-        "upsample_add_bwd_kernel",
-    ): {"L2": 4.87},
 }
 # They add few sums: of a channel each, or of the blocks before them.
 SMALL = {
