@@ -22,7 +22,6 @@ DRAM, L2 = 1.5, 3.0
 KNOWN = {
     ("cuda", "upsample_argmax", "argmax_kernel"): {"L2": 3.14},
     ("cuda", "upsample_concat_conv2d, maps added, backward", "upsample_bwd_kernel"): {"DRAM": 1.51},
-    ("triton", "pyramid_conv2d, levels added", "add_fwd_kernel"): {"L2": 4.09},
     ("triton", "pyramid_conv2d, levels added, backward", "bwd_kernel"): {"L2": 5.15},
     ("triton", "upsample_argmax", "argmax_kernel"): {"L2": 4.38},
     ("triton", "upsample_concat_conv2d, maps added", "upsample_add_fwd_kernel"): {"L2": 3.63},
