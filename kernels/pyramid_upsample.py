@@ -1,4 +1,5 @@
-"""pyramid_upsample in Triton: what the ops call; the kernels are in jit/pyramid_upsample.py."""
+"""pyramid_upsample in Triton: what the ops call; the kernels are in jit/pyramid_upsample.py and
+jit/pyramid_upsample_backward.py."""
 
 from collections.abc import Sequence
 
@@ -6,7 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-from .jit.pyramid_upsample import add_fwd_kernel, bwd_kernel, concat_fwd_kernel
+from .jit.pyramid_upsample import add_fwd_kernel, concat_fwd_kernel
+from .jit.pyramid_upsample_backward import bwd_kernel
 from .launch import (
     ENOUGH_PROGRAMS,
     column_block,
@@ -19,27 +21,27 @@ from .launch import (
 
 # Channels of a program at most. In a concatenation, channels share the weights of the columns, so
 # many is better: 64, of 64 columns, are 32 registers of each of 128 threads. The addition holds two
-# rows of the map, so half as many are as many registers. Backward, a thread holds three such blocks
-# for three rows of taps, and 64 would spill.
+# rows of the map, so half as many are as many registers. Backward, a thread holds two blocks for
+# two rows of bins, and with three rows of taps six, of half as many channels: more would spill.
 _FORWARD_CHANNELS = 64
 _ADDED_CHANNELS = 32
 _BACKWARD_CHANNELS = 32
 # Rows of the map that a program of the addition takes at most, two at a time. Each two read their
 # bins again: more rows only make fewer programs.
 _MOST_ROWS = 8
-# Rows of the map for each segment of the backward at least. For a row of six bins, nine sums each,
-# a segment writes as many bytes as two rows of 60 columns of 16 bits have, and gathers them from a
-# third of its share of the map: with fewer rows, it would write more than it reads.
+# Rows of the map for each segment of the backward at least. For two rows of six bins, nine sums
+# each, a segment writes as many bytes as four rows of 60 columns of 16 bits have, and it reads two
+# rows more than its share: with fewer than eight it would write half of what it reads or more.
 _SEGMENT_ROWS = 8
 
 
 def _channel_block(channels: int, most: int) -> int:
     # tl.dot takes 16 or more.
-    return 16 if channels <= 16 else 32 if channels <= 32 else most
+    return 16 if channels <= 16 else min(32, most) if channels <= 32 else most
 
 
 def _segments(programs: int, height: int) -> int:
-    """How many programs share the rows of the map that a row of bins gathers: several where else
+    """How many programs share the rows of the map between two rows of bins: several where else
     the ``programs`` of one image would not fill a large GPU. The batch has no part in it: an image
     has the same bits in any."""
     return max(min(triton.cdiv(ENOUGH_PROGRAMS, programs), height // _SEGMENT_ROWS), 1)
@@ -138,17 +140,20 @@ def _backward(
     """Gradient ``[N, S, k, k, channels]`` of the values that the map's last channels upsample."""
     grad, channels_last = dense(grad)
     batch, map_channels, height, width = grad.shape
-    bin_count = sum(b * b for b in bins)
-    shape = (batch, bin_count, kernel_size, kernel_size, channels)
+    taps = (kernel_size, kernel_size, channels)
     if batch * channels == 0:
-        return grad.new_empty(shape, dtype=dtype)
-    block_w, block_c = column_block(width), _channel_block(channels, _BACKWARD_CHANNELS)
+        return grad.new_empty((batch, sum(b * b for b in bins), *taps), dtype=dtype)
+    # The weights of a position add up to 1, so a single bin has the sum of another level's.
+    gathered = [b for b in bins if b > 1 or not sum_levels] or list(bins)
+    bin_count = sum(b * b for b in gathered)
+    most = _BACKWARD_CHANNELS // 2 if kernel_size == 3 else _BACKWARD_CHANNELS
+    block_w, block_c = column_block(width), _channel_block(channels, most)
     column_blocks = triton.cdiv(width, block_w)
-    programs = triton.cdiv(channels, block_c) * column_blocks * sum(bins)
+    programs = triton.cdiv(channels, block_c) * column_blocks * sum(gathered)
     segments = _segments(programs, height)
     # Programs of other columns and rows write sums of their own, which are added here.
-    parts = segments * column_blocks
-    grad_values = grad.new_empty((parts, *shape), dtype=dtype if parts == 1 else torch.float32)
+    parts = 2 * segments * column_blocks
+    grad_values = grad.new_empty((parts, batch, bin_count, *taps), dtype=torch.float32)
     divisor = width_divisor(width)
     grid = (batch * programs, segments)
     wrap_triton(bwd_kernel)[grid](
@@ -162,7 +167,7 @@ def _backward(
         bin_count,
         batch,
         segments,
-        BINS=tuple(bins),
+        BINS=tuple(gathered),
         KERNEL_SIZE=kernel_size,
         ALIGN_CORNERS=align_corners,
         SUM_LEVELS=sum_levels,
@@ -171,7 +176,13 @@ def _backward(
         BLOCK_W=block_w,
         BLOCK_C=block_c,
     )
-    return grad_values[0] if parts == 1 else grad_values.sum(0).to(dtype)
+    grad_values = grad_values.sum(0)
+    if len(gathered) < len(bins):
+        levels = grad_values.split([b * b for b in gathered], 1)
+        single = levels[0].sum(1, keepdim=True)
+        rest = iter(levels)
+        grad_values = torch.cat([single if b == 1 else next(rest) for b in bins], 1)
+    return grad_values.to(dtype)
 
 
 @launches_on_tensor_device

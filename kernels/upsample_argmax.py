@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .jit.upsample_argmax import argmax_kernel
-from .launch import launches_on_tensor_device, wrap_triton
+from .launch import launches_on_tensor_device, next_power_of_2, wrap_triton
 from .upsample_tiles import plan
 
 
@@ -16,6 +16,11 @@ def upsample_argmax(
     logits the first."""
     labels = logits.new_empty((logits.shape[0], height, width), dtype=dtype)
     if labels.numel() > 0:
-        p = plan(logits, height, width, align_corners)
-        wrap_triton(argmax_kernel)[p.grid()](p.logits, labels, *p.sizes, **p.constants)
+        # Of each element a program holds the largest logit and its class.
+        p = plan(logits, height, width, align_corners, numbers=2)
+        tile_width = p.tile_width()
+        constants = p.constants | {"BLOCK_W": next_power_of_2(tile_width)}
+        wrap_triton(argmax_kernel)[p.grid(tile_width)](
+            p.logits, labels, *p.sizes, tile_width, **constants
+        )
     return labels

@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .jit.mean_loss import mean_loss_kernel
+from .jit.common.mean_loss import mean_loss_kernel
 from .jit.upsample_cross_entropy import loss_bwd_kernel, loss_fwd_kernel
 from .launch import ENOUGH_PROGRAMS, empty_map, launches_on_tensor_device, wrap_triton
 from .upsample_tiles import plan, upsampling

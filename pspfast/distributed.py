@@ -15,14 +15,16 @@ from accelerate.utils import (
     gather_object,
 )
 
+# DDP would send all buffers before every step; SyncBatchNorm has the same in all processes.
+# Gradients that are views of DDP's buckets are not held twice, nor copied back.
+DDP_OPTIONS = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+
 
 def make_accelerator(precision: str) -> Accelerator:
     """Of this process; raises where the device does not have the precision."""
     # Unless it is told, it takes each of several processes on CPUs for the only one.
     is_cpu = not torch.accelerator.is_available()
-    # DDP would send all buffers before every step; SyncBatchNorm has the same in all processes.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=precision, cpu=is_cpu, kwargs_handlers=[ddp])
+    return Accelerator(mixed_precision=precision, cpu=is_cpu, kwargs_handlers=[DDP_OPTIONS])
 
 
 def bar_disabled(accelerator: Accelerator) -> bool | None:

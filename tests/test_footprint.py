@@ -10,12 +10,15 @@ import torch.distributed._tools.fake_collectives
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from waits import waits
 
+from pspfast import PSPNet
+from pspfast.distributed import DDP_OPTIONS
 from pspfast.ops import (
     batch_norm_relu,
     dilated_conv2d,
@@ -184,18 +187,40 @@ def test_eager_is_what_is_known_of_it() -> None:
     assert image.total.flops == pytest.approx(0.324e12, rel=0.01)
 
 
-def test_one_of_several_processes_needs_the_memory_of_one_alone() -> None:
-    """DDP adds its buckets, which are as large as the parameters. It reads what it sums, so tensors
-    without memory do without it."""
+def test_one_of_several_processes_needs_the_memory_of_one_alone_and_buckets() -> None:
+    """Buckets are as large as the parameters. Gradients are in them, not beside them: at the peak,
+    where those of the head are there, DDP adds less than its buckets."""
+    buckets = 0
+
+    def sum_up(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """What DDP does by itself, which takes its result from a group that tensors without memory
+        do not reach."""
+        nonlocal buckets
+        buckets += bucket.buffer().nbytes
+        dist.all_reduce(bucket.buffer())
+        summed: torch.futures.Future[Tensor] = torch.futures.Future()
+        summed.set_result(bucket.buffer())
+        return summed
+
+    def distribute(model: nn.Module) -> nn.Module:
+        # To compare and send parameters at the start, it would read them.
+        shared = DistributedDataParallel(model, init_sync=False, **DDP_OPTIONS.to_kwargs())
+        shared.register_comm_hook(None, sum_up)
+        # After DDP, which refuses SyncBatchNorm on what says that it is a CPU.
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return shared
+
     dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
     try:
         with on_an_imagined_gpu():
-            shared = footprint.train("ours", 16, nn.SyncBatchNorm.convert_sync_batchnorm)
+            shared = footprint.train("ours", 16, distribute)
     finally:
         dist.destroy_process_group()
     assert len(shared.costs["batch_norm_merge_statistics"]) == 61
     alone = footprint.count("training step, 16 images", "ours")
-    assert shared.peak_bytes <= 1.001 * alone.peak_bytes
+    parameters = PSPNet(50, classes=footprint.CLASSES).parameters()
+    assert buckets == sum(p.nbytes for p in parameters)
+    assert 0 < shared.peak_bytes - alone.peak_bytes < buckets
 
 
 def test_a_training_step_does_nothing_that_a_cuda_graph_forbids() -> None:

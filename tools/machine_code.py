@@ -112,26 +112,27 @@ class MachineCode:
         return sum(self.access_bits("STL")) // 8, sum(self.access_bits("LDL")) // 8
 
     @property
-    def innermost_loops(self) -> list[list[str]]:
-        """Instructions from a branch's target to the branch, where no other branch is between."""
+    def loops(self) -> list[list[str]]:
+        """Instructions from a branch's target to the branch."""
         lines = re.findall(r"/\*([0-9a-f]{4,})\*/ +([^;]*);", self.sass)
         place = {int(at, 16): i for i, (at, _) in enumerate(lines)}
         bodies = []
         for i, (_, line) in enumerate(lines):
             match = re.search(r"\bBRA(?:\.U)? .*?0x([0-9a-f]+)", line)
             if match and (first := place.get(int(match[1], 16), i)) < i:
-                body = [code for _, code in lines[first:i]]
-                if not any("BRA" in code for code in body):
-                    bodies.append(body)
+                bodies.append([code for _, code in lines[first:i]])
         return bodies
+
+    @property
+    def innermost_loops(self) -> list[list[str]]:
+        """Those without another branch in between."""
+        return [body for body in self.loops if not any("BRA" in code for code in body)]
 
     @property
     def spills_in_loops(self) -> list[str]:
         """Instructions in innermost loops on a thread's own memory."""
-        if self.stack == 0:  # To read the code takes seconds.
-            return []
-        lines = [line for body in self.innermost_loops for line in body]
-        return [line for line in lines if re.search(r"\b(?:LDL|STL)\b", line)]
+        loops = self.innermost_loops if self.stack else []  # To read the code takes seconds.
+        return [c for loop in loops for c in loop if re.search(r"\b(?:LDL|STL)\b", c)]
 
     @property
     def tensor_core_instructions(self) -> list[str]:

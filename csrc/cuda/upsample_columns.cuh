@@ -38,7 +38,17 @@ inline ColumnPlan make_column_plan(const UpsampleParams& params) {
       std::min(ceil_div(kEnoughBlocks, params.batch * params.rows), ceil_div(params.width, int64_t{kLeastColumns}));
   plan.tiles = std::max(ceil_div(params.width, kColumnThreads), enough);
   plan.blocks = params.batch * params.rows * plan.tiles;
-  plan.cols = static_cast<int>(ceil_div(params.width, plan.tiles));
+  // Even tiles, made wider where that leaves as many: whole warps write fewer pieces of sectors, and read fewer where a
+  // tile begins at a source.
+  int64_t cols = ceil_div(params.width, plan.tiles);
+  for (int unit = kWarpSize; unit > 1; unit /= 2) {
+    const int64_t wider = round_up(cols, unit);
+    if (ceil_div(params.width, wider) == plan.tiles) {
+      cols = wider;
+      break;
+    }
+  }
+  plan.cols = static_cast<int>(cols);
   // Between the tile's first column and its last the source's coordinate grows by this much, rounded down, and its
   // integer part by one more at most.
   const int64_t steps = params.align_corners ? params.cols - 1 : params.cols;

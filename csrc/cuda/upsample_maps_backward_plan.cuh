@@ -18,7 +18,7 @@ constexpr int kMostSources = 16;
 // - for all of the levels' sources, from a segment of the map's rows. Sums of segments are added by another kernel,
 //   unless there is one segment.
 struct BackwardGroup {
-  int64_t first_block;
+  int64_t first_block;   // of those of an image's chunk
   int64_t first_sum;     // of the group, if it has several segments
   int64_t bands, tiles;  // of sources
   int begin, end;
@@ -31,9 +31,9 @@ struct BackwardGroup {
 struct BackwardPlan {
   BackwardGroup groups[kMaxLevels];
   int count;
-  int64_t blocks;
-  int64_t sums;    // floats, of all segments
-  int64_t chunks;  // of channels
+  int64_t blocks, chunk_blocks;  // all, and those of an image's chunk, of all groups
+  int64_t sums;                  // floats, of all segments
+  int64_t chunks;                // of channels
   int lanes;
   int rows, cols;              // of the map, that a block takes at a time
   int row_stride, col_stride;  // taps of a level
@@ -179,11 +179,12 @@ BackwardPlan make_bwd_plan(const MapUpsampleParams& params, int64_t shared_bytes
   }
   for (int i = 0; i < best.count; ++i) {
     BackwardGroup& group = best.groups[i];
-    group.first_block = best.blocks;
-    best.blocks += params.batch * best.chunks * group.bands * group.tiles * group.segments;
+    group.first_block = best.chunk_blocks;
+    best.chunk_blocks += group.bands * group.tiles * group.segments;
     group.first_sum = best.sums;
     if (group.segments > 1) best.sums += group.segments * params.batch * segment_sums(params, group) * params.channels;
   }
+  best.blocks = params.batch * best.chunks * best.chunk_blocks;
   for (int rows = kBatchRows; best.count > 0; rows /= 2) {
     lay_out_taps(params, rows, best);
     int64_t bytes = 0;

@@ -43,18 +43,18 @@ struct GatherBlock {
   int row, end_row, col, end_col;  // of the map
 
   __device__ GatherBlock(const MapUpsampleParams& params, const BackwardPlan& plan, int64_t block, int access_pixels) {
+    // All groups of a chunk follow each other: L2 has the pixels that the first of them read.
+    image = block / plan.chunk_blocks / plan.chunks;
+    chunk = block / plan.chunk_blocks % plan.chunks;
+    block %= plan.chunk_blocks;
     int of = 0;
     while (of + 1 < plan.count && block >= plan.groups[of + 1].first_block) ++of;
     group = &plan.groups[of];
     block -= group->first_block;
-    chunk = block % plan.chunks;
-    block /= plan.chunks;
     segment = block % group->segments;
     block /= group->segments;
     tile = static_cast<int>(block % group->tiles);
-    block /= group->tiles;
-    band = static_cast<int>(block % group->bands);
-    image = block / group->bands;
+    band = static_cast<int>(block / group->tiles);
     const int height = static_cast<int>(params.height), width = static_cast<int>(params.width);
     row = static_cast<int>(segment * group->segment_rows);
     end_row = min(row + group->segment_rows, height);

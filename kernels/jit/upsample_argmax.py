@@ -15,6 +15,7 @@ def argmax_kernel(
     cols,
     height,
     width,
+    tile_width,
     ALIGN_CORNERS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     LONG_AXES: tl.constexpr,
@@ -29,7 +30,7 @@ def argmax_kernel(
     classes = classes_quotient * CLASS_DIVISOR
     shape = (classes, rows, cols)
     i_n, source, begin, end, o_w, columns = locate_tile(
-        rows, cols, height, width, ALIGN_CORNERS, LONG_AXES, BLOCK_W
+        rows, cols, height, width, ALIGN_CORNERS, LONG_AXES, BLOCK_W, tile_width
     )
     for first_row in tl.range(begin, end, BLOCK_R, num_stages=1):
         o_r, row_weight = rows_of_tile(first_row, height, rows, ALIGN_CORNERS, BLOCK_R)
@@ -49,5 +50,6 @@ def argmax_kernel(
             BLOCK_K=BLOCK_K,
         )
         o_labels = (i_n * height + o_r)[:, None] * width + o_w[None, :]
-        m_labels = (o_r < end)[:, None] & (o_w < width)[None, :]
+        m_w = (o_w < width) & (tl.arange(0, BLOCK_W) < tile_width)
+        m_labels = (o_r < end)[:, None] & m_w[None, :]
         tl.store(p_labels + o_labels, b_label.to(p_labels.dtype.element_ty), mask=m_labels)

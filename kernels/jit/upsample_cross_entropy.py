@@ -204,9 +204,6 @@ def loss_bwd_kernel(
     i_program = tl.program_id(0)
     class_blocks = tl.cdiv(classes, BLOCK_K)
     o_k = (i_program % class_blocks).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
-    # Threads must not lie along classes, not even where these are innermost in memory: a thread has
-    # one column, whose targets and lse serve all of its classes. This hides the contiguity.
-    o_k_read = tl.max_contiguous(o_k, 1)
     i_program //= class_blocks
     col_tiles = tl.cdiv(cols, TILE_COLS)
     first_col = position_of(i_program % col_tiles * TILE_COLS, LONG_AXES)
@@ -239,8 +236,10 @@ def loss_bwd_kernel(
             m_w = o_w < end_w
             columns = interpolation_tap(tl.minimum(o_w, width - 1), width, cols, ALIGN_CORNERS)
             low, high, weight = columns
+            # Threads must not lie along classes, not even where these are innermost in memory: a
+            # thread has one column, whose targets and lse serve all of its classes.
             b_first, b_step = load_between(
-                p_logits, shape, i_n, o_k_read, source, columns, CHANNELS_LAST
+                p_logits, shape, i_n, o_k, source, columns, CHANNELS_LAST, ALONG_COLUMNS=True
             )
             b_upper = tl.zeros([BLOCK_K, BLOCK_W], tl.float32)
             b_lower = tl.zeros([BLOCK_K, BLOCK_W], tl.float32)

@@ -96,7 +96,8 @@ def dilated_conv2d(
         case _:
             _check(arguments)
             # A program that is exported has the kernel itself, and needs no Python to choose one.
-            if backends.is_automatic() and not torch.compiler.is_exporting():
+            # The flag, not is_exporting(): that is true in torch 2.11 wherever Dynamo compiles.
+            if backends.is_automatic() and not torch.compiler._is_exporting_flag:
                 return torch.ops.pspfast.dilated_conv2d_fastest(*arguments)
             return torch.ops.pspfast.dilated_conv2d_triton(*arguments)
 

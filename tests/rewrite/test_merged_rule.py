@@ -49,7 +49,14 @@ def test_three_in_a_row() -> None:
     assert rules(check(model, map_())) == [RULE, RULE]
 
 
-@pytest.mark.parametrize("swap", [lambda x: x.transpose(1, 2), lambda x: x.permute(0, 2, 1)])
+@pytest.mark.parametrize(
+    "swap",
+    [
+        lambda x: x.transpose(1, 2),
+        lambda x: x.permute(0, 2, 1),
+        lambda x: x.permute(0, 2, 1).contiguous(),
+    ],
+)
 def test_a_linear_layer_of_tokens_before_a_convolution(swap: Callable[[Tensor], Tensor]) -> None:
     class Decoder(nn.Module):
         def __init__(self) -> None:

@@ -47,17 +47,7 @@ SIZES = {
     "transformers Data2Vec": (64, 64),
 }
 FULL_SIZES = {"smp": [(512, 512), (512, 352)], "transformers Data2Vec": [(64, 64)]}
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "name" not in metafunc.fixturenames:
-        return
-    names = list(MODELS)
-    is_single = metafunc.function is test_training_step_in_single_precision
-    if is_single and not metafunc.config.getoption("--full-sizes"):
-        # On small images rounding in a BatchNorm over few values is all there is.
-        names = [name for name in names if name.startswith("plain")]
-    metafunc.parametrize("name", names, ids=[name.replace(" ", "-") for name in names])
+OF_EACH_MODEL = pytest.mark.parametrize("name", MODELS, ids=lambda name: name.replace(" ", "-"))
 
 
 @pytest.fixture
@@ -79,6 +69,7 @@ class Labels(nn.Module):
         return logits.argmax(1)
 
 
+@OF_EACH_MODEL
 def test_logits_and_labels(name: str, model: nn.Module, sizes: list[tuple[int, int]]) -> None:
     for layout in LAYOUTS:
         model = model.to(memory_format=layout)
@@ -102,7 +93,9 @@ def training_step(
 ) -> dict[str, Any]:
     """Loss, gradients and buffers of a step, by eager mode and by the rewritten graph ("ours"),
     each in one of ``dtypes``."""
-    x = torch.randn(2, 3, *size).contiguous(memory_format=layout)
+    # A BatchNorm of two pooled images has nothing but rounding to go by if they are alike.
+    contrast = torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)
+    x = (contrast * torch.randn(2, 3, *size)).contiguous(memory_format=layout)
     target = torch.randint(0, CLASSES, (2, *size))
     target[:, :9] = 255
 
@@ -123,6 +116,7 @@ def training_step(
     return results
 
 
+@OF_EACH_MODEL
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_training_step_is_exact(
     model: nn.Module, sizes: list[tuple[int, int]], layout: torch.memory_format
@@ -134,11 +128,25 @@ def test_training_step_is_exact(
         assert relative(ours, eager) < 1e-9
 
 
+def keep_away_from_zero(model: nn.Module) -> None:
+    """What BatchNorm gives the ReLUs gets a mean of 3 or -3 standard deviations, by channel.
+
+    Around zero, rounding decides which ReLUs are open, of eager's as of ours, and a single one of
+    the last stage's 262,144 moves the gradients before it by half a percent.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            module.bias.data.fill_(3.0)[1::2] = -3.0
+
+
+@OF_EACH_MODEL
 def test_training_step_in_single_precision(model: nn.Module, sizes: list[tuple[int, int]]) -> None:
+    keep_away_from_zero(model)
     dtypes = {"ours": torch.float32, "eager": torch.float32, "exact": torch.float64}
     for size, layout in zip(sizes, LAYOUTS, strict=False):
         ours, eager, exact = training_step(model, size, layout, dtypes).values()
-        assert relative(ours[0], eager[0]) < 1e-5
+        # Eager's own loss is 1.2e-5 off where its BatchNorm adds up a map in channels_last.
+        assert relative(ours[0], exact[0]) < 1e-5
         assert relative(ours[1], exact[1]) < relative(eager[1], exact[1]) + 1e-3
         assert relative(ours[2], eager[2]) < 1e-5
 

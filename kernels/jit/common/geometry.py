@@ -153,6 +153,15 @@ def weighted_positions(source, size, sources, ALIGN_CORNERS: tl.constexpr):
 
 
 @triton.jit
+def positions_between(source, size, sources, ALIGN_CORNERS: tl.constexpr):
+    """Begin and end of the positions whose low source is ``source``, none where the end is not
+    behind the begin. A single source has all positions."""
+    _, begin = weighted_positions(source - 1, size, sources, ALIGN_CORNERS)
+    _, end = weighted_positions(source, size, sources, ALIGN_CORNERS)
+    return tl.where(source == 0, 0, begin), end
+
+
+@triton.jit
 def nearest_source(position, size, sources):
     """The source of a position in mode "nearest" of F.interpolate, rounded as there: in float32."""
     # A size of one is a constant.

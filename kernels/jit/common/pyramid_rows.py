@@ -3,7 +3,7 @@
 A program mixes the rows of bins for a row of the map, for a block of channels, and then spreads the
 columns of bins over the map's columns by a product of matrices. S = Σ b² of BINS, k is KERNEL_SIZE.
 
-Masks compare vectors: the interpreter makes integers of a comparison of numbers in a mask.
+Masks compare vectors: with comparisons of numbers the addition spills on sm_100.
 """
 
 import triton
@@ -12,7 +12,7 @@ import triton.language as tl
 from .geometry import interpolation_tap, interpolation_weight, locate_axis_bins
 
 # A product sums over pairs of a column of bins and a tap's kx, in rounds of the fewest that tl.dot
-# takes: (1, 2, 3, 6) has 12 * 3 pairs, its last level 6 * 3. Backward, they are the result's rows.
+# takes: (1, 2, 3, 6) has 12 * 3 pairs, its last level 6 * 3.
 BLOCK_K = tl.constexpr(16)
 
 

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import interpolation_tap, weighted_positions
+from .geometry import interpolation_tap, positions_between
 
 # Smaller than any logit that is finite, and finite: differences to it are never NaN.
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
@@ -37,15 +37,6 @@ def position_of(index, LONG_AXES: tl.constexpr):
 
 
 @triton.jit
-def positions_between(source, size, sources, ALIGN_CORNERS: tl.constexpr):
-    """Begin and end of the positions whose low source is ``source``, none where the end is not
-    behind the begin. A single source has all positions."""
-    _, begin = weighted_positions(source - 1, size, sources, ALIGN_CORNERS)
-    _, end = weighted_positions(source, size, sources, ALIGN_CORNERS)
-    return tl.where(source == 0, 0, begin), end
-
-
-@triton.jit
 def logit_offsets(shape, i_n, o_k, row, o_w, CHANNELS_LAST: tl.constexpr):
     """Offsets [classes, columns] of a row of logits; int64 if ``i_n`` and ``o_k`` are.
 
@@ -59,34 +50,54 @@ def logit_offsets(shape, i_n, o_k, row, o_w, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
-def _load_row(p_logits, shape, i_n, o_k, row, o_w, CHANNELS_LAST: tl.constexpr):
+def _load_row(
+    p_logits, shape, i_n, o_k, row, o_w, CHANNELS_LAST: tl.constexpr, ALONG_COLUMNS: tl.constexpr
+):
     """[classes, columns] in float32; 0 where there is no such class. Of minus infinity it makes the
     lowest number: differences of infinities are NaN, which would win over all other classes."""
     classes, _, _ = shape
     o_logits = logit_offsets(shape, i_n, o_k, row, o_w, CHANNELS_LAST)
-    b_row = tl.load(p_logits + o_logits, mask=(o_k < classes)[:, None], other=0.0).to(tl.float32)
+    m_row = (o_k < classes)[:, None]
+    if ALONG_COLUMNS:
+        # Of one axis there is one order of threads, whatever is contiguous.
+        size: tl.constexpr = o_logits.shape[0] * o_logits.shape[1]
+        m_row = tl.reshape(tl.broadcast_to(m_row, o_logits.shape), [size])
+        b_row = tl.load(p_logits + tl.reshape(o_logits, [size]), mask=m_row, other=0.0)
+        b_row = tl.reshape(b_row, o_logits.shape).to(tl.float32)
+    else:
+        b_row = tl.load(p_logits + o_logits, mask=m_row, other=0.0).to(tl.float32)
     return tl.maximum(b_row, _LOWEST, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def load_between(p_logits, shape, i_n, o_k, source, columns, CHANNELS_LAST: tl.constexpr):
+def load_between(
+    p_logits,
+    shape,
+    i_n,
+    o_k,
+    source,
+    columns,
+    CHANNELS_LAST: tl.constexpr,
+    ALONG_COLUMNS: tl.constexpr,
+):
     """Rows ``source`` and ``source + 1`` of logits, interpolated to columns: the first, and the
-    second minus the first, [classes, columns] each."""
+    second minus the first, [classes, columns] each. ALONG_COLUMNS gives neighbouring threads
+    neighbouring columns."""
     _, rows, _ = shape
     low, high, weight = columns
-    b_low = _load_row(p_logits, shape, i_n, o_k, source, low, CHANNELS_LAST)
-    b_high = _load_row(p_logits, shape, i_n, o_k, source, high, CHANNELS_LAST)
+    b_low = _load_row(p_logits, shape, i_n, o_k, source, low, CHANNELS_LAST, ALONG_COLUMNS)
+    b_high = _load_row(p_logits, shape, i_n, o_k, source, high, CHANNELS_LAST, ALONG_COLUMNS)
     b_first = b_low + weight[None, :] * (b_high - b_low)
     second = tl.minimum(source + 1, rows - 1)
-    b_low = _load_row(p_logits, shape, i_n, o_k, second, low, CHANNELS_LAST)
-    b_high = _load_row(p_logits, shape, i_n, o_k, second, high, CHANNELS_LAST)
+    b_low = _load_row(p_logits, shape, i_n, o_k, second, low, CHANNELS_LAST, ALONG_COLUMNS)
+    b_high = _load_row(p_logits, shape, i_n, o_k, second, high, CHANNELS_LAST, ALONG_COLUMNS)
     return b_first, b_low + weight[None, :] * (b_high - b_low) - b_first
 
 
 @triton.jit
 def load_tile(p_logits, shape, i_n, o_k, source, row_weight, columns, CHANNELS_LAST: tl.constexpr):
     """Interpolated logits [classes, rows of the image, columns]."""
-    b_first, b_step = load_between(p_logits, shape, i_n, o_k, source, columns, CHANNELS_LAST)
+    b_first, b_step = load_between(p_logits, shape, i_n, o_k, source, columns, CHANNELS_LAST, False)
     return b_first[:, None, :] + row_weight[None, :, None] * b_step[:, None, :]
 
 
@@ -157,17 +168,22 @@ def locate_tile(
     ALIGN_CORNERS: tl.constexpr,
     LONG_AXES: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    tile_width=None,
 ):
     """A program's image, in int64 as all addresses are; its row of logits; begin and end of the
     image's rows that lie between this row and the next; its columns of the image, and the tuple
-    ``columns`` of these, in which columns behind the image's last repeat the last."""
+    ``columns`` of these. Of the BLOCK_W columns the first ``tile_width`` are the program's, all if
+    it is None; in ``columns`` those behind the program's last or the image's repeat it."""
+    step = BLOCK_W if tile_width is None else tile_width
     i_program = tl.program_id(0)
-    column_blocks = tl.cdiv(width, BLOCK_W)
-    o_w = i_program % column_blocks * BLOCK_W + tl.arange(0, BLOCK_W)
+    column_blocks = tl.cdiv(width, step)
+    first = i_program % column_blocks * step
+    o_w = first + tl.arange(0, BLOCK_W)
     i_program //= column_blocks
     source = position_of(i_program % rows, LONG_AXES)
     begin, end = positions_between(source, height, rows, ALIGN_CORNERS)
-    position = position_of(tl.minimum(o_w, width - 1), LONG_AXES)
+    last = (width if tile_width is None else tl.minimum(first + tile_width, width)) - 1
+    position = position_of(tl.minimum(o_w, last), LONG_AXES)
     columns = interpolation_tap(position, width, cols, ALIGN_CORNERS)
     return (i_program // rows).to(tl.int64), source, begin, end, o_w, columns
 

@@ -111,17 +111,19 @@ def _layer(node: fx.Node) -> _Layer | None:
     if node.target not in (aten.reshape.default, aten.view.default):
         return None
     call: tuple[Any, ...] = node.args
-    rows, size = call[0], list(call[1])
+    copy, size = call[0], list(call[1])
+    rows = copy.args[0] if copy.target is aten.contiguous.default else copy
     linear: Any = rows.args[0] if _swaps_last_two(rows) else None
     if linear is None or linear.target is not aten.linear.default:
         return None
     channels = value(linear).shape[-1]
     is_map = len(size) == 4 and value(linear).dim() == 3 and value(node).shape[1] == channels
-    is_alone = len(linear.users) == len(rows.users) == 1
+    is_alone = len(linear.users) == len(rows.users) == len(copy.users) == 1
     if not is_map or not is_alone:
         return None
     named = arguments(linear)
-    return _Layer([linear, rows, node], named["input"], named["weight"], named["bias"], size)
+    nodes = list(dict.fromkeys([linear, rows, copy, node]))
+    return _Layer(nodes, named["input"], named["weight"], named["bias"], size)
 
 
 def _swaps_last_two(node: fx.Node) -> bool:

@@ -46,11 +46,15 @@ ADD_CASES = [
     Case(1, 3, 3, 5, dtype=BFLOAT),
     Case(2, 3, 4, 7, kernel_size=1),
     Case(1, 17, 2, 3, kernel_size=1, dtype=BFLOAT),
-    # More channels than a program holds, 32.
+    # More channels than a program holds, forward 32, backward 32 and with taps 16.
     Case(2, 65, 2, 3, bins=(2,)),
+    Case(1, 33, 2, 3, bins=(2,), kernel_size=1),
     # More columns than a program holds, 64.
     Case(2, 2, 2, 70, bins=(2, 3)),
     Case(1, 2, 2, 70, bins=(3,), dtype=HALF),
+    # Single bins, which have the sums of another level, between others and alone.
+    Case(1, 2, 3, 5, bins=(3, 1, 2, 1)),
+    Case(1, 2, 3, 5, bins=(1, 1)),
     # As many levels and bins as there may be: fewer rows and columns than bins, several products.
     Case(1, 1, 2, 3, bins=(8, 7, 5, 4, 3, 2, 1, 34), kernel_size=1),
     Case(1, 1, 1, 2, bins=(64,), kernel_size=1),

@@ -37,9 +37,10 @@ def test_argmax(
 
 @both_formats
 def test_every_label_is_written_once(written: list[np.ndarray], channels_last: bool) -> None:
-    # Of eleven rows, 5, 4 and 2 lie behind each of the logits'; a tile has 4.
+    # Of eleven rows, 5, 4 and 2 lie behind each of the logits'; a tile has 4. Programs have 48
+    # of 64 columns.
     logits = as_given(torch.randn(1, 3, 3, 4), channels_last)
-    labels = upsample_argmax(logits, 11, 9, False, torch.int32)
+    labels = upsample_argmax(logits, 11, 130, False, torch.int32)
     assert_written_once(written, labels.numel())
 
 

@@ -17,7 +17,7 @@ from upsample_logits import assert_written_once, upsampled
 
 from pspfast import backends
 from pspfast.kernels import upsample_cross_entropy, upsample_tiles
-from pspfast.kernels.jit.mean_loss import mean_loss_kernel
+from pspfast.kernels.jit.common.mean_loss import mean_loss_kernel
 from pspfast.kernels.upsample_cross_entropy import (
     upsample_cross_entropy_backward,
     upsample_cross_entropy_forward,
