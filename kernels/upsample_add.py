@@ -18,10 +18,12 @@ from .launch import (
 
 # Levels of a launch at most: the kernel has an argument for each.
 _LEVELS = 4
-# Channels of a program at most. Forward, channels share the weights of the columns, so many is
-# better: 64, of 64 columns, are 32 registers of each of 128 threads. Backward, a thread holds three
-# such blocks for three rows of taps, and 64 would spill.
-_FORWARD_CHANNELS = 64
+# A program's channels at most, and forward its rows. Forward, they all share the weights of the
+# columns, so many is better: 64 pairs of a row and a channel, of 64 columns, are 32 registers of
+# each of 128 threads. Two rows mostly read the same sources, at once. Backward, a thread holds
+# three such blocks for three rows of taps, and 64 would spill.
+_FORWARD_CHANNELS = 32
+_FORWARD_ROWS = 2
 _BACKWARD_CHANNELS = 32
 # Pairs of a source column and a tap's kx that a program of the backward gathers for: the fewest
 # that tl.dot takes; more would spill.
@@ -62,8 +64,9 @@ def upsample_add_forward(
     if out.numel() == 0:
         return out
     block_w, block_c = column_block(width), _channel_block(channels, _FORWARD_CHANNELS)
+    row_blocks = triton.cdiv(height, _FORWARD_ROWS)
     divisor = width_divisor(width)
-    grid = (batch * triton.cdiv(channels, block_c) * triton.cdiv(width, block_w) * height,)
+    grid = (batch * triton.cdiv(channels, block_c) * triton.cdiv(width, block_w) * row_blocks,)
     for begin in range(0, len(mixed), _LEVELS):
         levels = [level.contiguous() for level in mixed[begin : begin + _LEVELS]]
         is_last = begin + _LEVELS >= len(mixed)
@@ -87,6 +90,7 @@ def upsample_add_forward(
             RELU=relu and is_last,
             CHANNELS_LAST=channels_last,
             WIDTH_DIVISOR=divisor,
+            BLOCK_H=_FORWARD_ROWS,
             BLOCK_W=block_w,
             BLOCK_C=block_c,
         )

@@ -2,7 +2,7 @@
 order, bit-reproducible.
 
 ``csrc/upsample_maps.h`` has the formula. Its weights are separable: those of rows times those of
-columns. Forward, a program mixes the source rows for one row of the map, for a block of channels,
+columns. Forward, a program mixes the source rows for few rows of the map, for a block of channels,
 and then spreads source columns over the map's columns by a product of matrices. Backward, a program
 gathers for some sources of a row of a level: it sums rows of the map first, and their columns at
 the end by the transposed product.
@@ -72,7 +72,8 @@ def _add_level(
     sources,
     o_c,
     m_c,
-    row,
+    o_h,
+    first_h,
     o_w,
     first_w,
     size,
@@ -81,38 +82,43 @@ def _add_level(
     ALIGN_CORNERS: tl.constexpr,
     NEAREST: tl.constexpr,
 ):
-    """Adds a level of ``sources`` (rows, cols) to a row [columns, channels] of a map of ``size``
-    (H, W), whose columns begin at ``first_w``."""
+    """Adds a level of ``sources`` (rows, cols) to rows of a map of ``size`` (H, W).
+
+    The sum is [columns, pairs of a row and a channel], which ``o_h`` and ``o_c`` are; rows and
+    columns begin at ``first_h`` and ``first_w``.
+    """
     height, width = size
     rows, cols = sources
     reach: tl.constexpr = KERNEL_SIZE // 2
     first_col, _, _ = _tap(tl.maximum(first_w - reach, 0), width, cols, ALIGN_CORNERS, NEAREST)
     last_w = tl.minimum(first_w + o_w.shape[0] - 1 + reach, width - 1)
     _, last_col, _ = _tap(last_w, width, cols, ALIGN_CORNERS, NEAREST)
-    # What a tap reads above or below the map is zero.
-    first_i = tl.maximum(row - reach, 0)
-    end_i = tl.minimum(row + reach + 1, height)
+    # Taps of rows below the map are zero. A constant end would unroll the loop, out of registers.
+    end_ky = tl.minimum(height - first_h + reach, KERNEL_SIZE)
     end_k = (last_col + 1) * KERNEL_SIZE
     # Few rounds, short of registers: not worth a pipeline.
     for first_k in tl.range(first_col * KERNEL_SIZE, end_k, _BLOCK_K, num_stages=1):
         o_k = first_k + tl.arange(0, _BLOCK_K)
         kx = o_k % KERNEL_SIZE
         v = o_k // KERNEL_SIZE
-        m_value = (o_k < end_k)[:, None] & m_c[None, :]
+        o_tap = (v * (KERNEL_SIZE * KERNEL_SIZE) + kx).to(tl.int64) * channels
         b_mixed = tl.zeros([_BLOCK_K, o_c.shape[0]], tl.float32)
-        for i in tl.range(first_i, end_i, num_stages=1):
-            ky = i - row + reach
-            low, high, weight = _tap(i, height, rows, ALIGN_CORNERS, NEAREST)
-            low_tap = ((low * cols + v) * KERNEL_SIZE + ky) * KERNEL_SIZE + kx
-            p_low = p_image + low_tap.to(tl.int64)[:, None] * channels + o_c[None, :]
+        for ky in tl.range(0, end_ky, num_stages=1):
+            i = o_h + (ky - reach)
+            m_i = m_c & (i >= 0) & (i < height)
+            m_value = (o_k < end_k)[:, None] & m_i[None, :]
+            position = tl.minimum(tl.maximum(i, 0), height - 1)
+            low, high, weight = _tap(position, height, rows, ALIGN_CORNERS, NEAREST)
+            low_tap = (low * cols * KERNEL_SIZE + ky) * KERNEL_SIZE
+            p_low = p_image + (low_tap.to(tl.int64) * channels + o_c)[None, :] + o_tap[:, None]
             b_low = tl.load(p_low, mask=m_value, other=0.0).to(tl.float32)
             if NEAREST:
                 b_mixed += b_low
             else:
-                high_tap = ((high * cols + v) * KERNEL_SIZE + ky) * KERNEL_SIZE + kx
-                p_high = p_image + high_tap.to(tl.int64)[:, None] * channels + o_c[None, :]
-                b_high = tl.load(p_high, mask=m_value, other=0.0).to(tl.float32)
-                b_mixed += (1.0 - weight) * b_low + weight * b_high
+                high_tap = (high * cols * KERNEL_SIZE + ky) * KERNEL_SIZE
+                p_high = p_image + (high_tap.to(tl.int64) * channels + o_c)[None, :]
+                b_high = tl.load(p_high + o_tap[:, None], mask=m_value, other=0.0).to(tl.float32)
+                b_mixed += (1.0 - weight)[None, :] * b_low + weight[None, :] * b_high
         j = o_w[:, None] + (kx - reach)[None, :]
         b_weight = _weight(j, width, v[None, :], cols, ALIGN_CORNERS, NEAREST)
         b_sum = tl.dot(b_weight, b_mixed, b_sum, input_precision="ieee")
@@ -148,6 +154,7 @@ def upsample_add_fwd_kernel(
     RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDTH_DIVISOR: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -155,14 +162,19 @@ def upsample_add_fwd_kernel(
     levels of values and taps, interpolated and shifted by the tap; with RELU not below zero. O are
     the channels."""
     width = width_quotient * WIDTH_DIVISOR
-    row, i_w, i_block, i_n = locate_row(height, tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C))
+    i_h, i_w, i_block, i_n = locate_row(
+        tl.cdiv(height, BLOCK_H), tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C)
+    )
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
-    o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
+    # A row's channels stand beside those of the next row, which reads the same sources at once.
+    o_hc = tl.arange(0, BLOCK_H * BLOCK_C)
+    o_h = i_h * BLOCK_H + o_hc // BLOCK_C
+    o_c = i_block.to(tl.int64) * BLOCK_C + o_hc % BLOCK_C
+    m_c = (o_c < channels) & (o_h < height)
     p_levels = (p_level0, p_level1, p_level2, p_level3)
     rows = (rows0, rows1, rows2, rows3)
     cols = (cols0, cols1, cols2, cols3)
-    b_out = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+    b_out = tl.zeros([BLOCK_W, BLOCK_H * BLOCK_C], tl.float32)
     for level in tl.static_range(LEVELS):
         taps = rows[level] * cols[level] * (KERNEL_SIZE * KERNEL_SIZE)
         b_out = _add_level(
@@ -171,7 +183,8 @@ def upsample_add_fwd_kernel(
             (rows[level], cols[level]),
             o_c,
             m_c,
-            row,
+            o_h,
+            i_h * BLOCK_H,
             o_w,
             i_w * BLOCK_W,
             (height, width),
@@ -180,7 +193,10 @@ def upsample_add_fwd_kernel(
             ALIGN_CORNERS,
             NEAREST,
         )
-    o_out = map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST)
+    # A map's memory is a row behind the other, of a channel or of all.
+    row_stride = width * channels if CHANNELS_LAST else width
+    o_out = map_offsets(i_n, o_c, i_h * BLOCK_H, o_w, channels, height, width, CHANNELS_LAST)
+    o_out += ((o_hc // BLOCK_C).to(tl.int64) * row_stride)[None, :]
     m_out = (o_w < width)[:, None] & m_c[None, :]
     store_sum(p_base, p_bias, p_out, b_out, o_out, m_out, o_c, m_c, HAS_BASE, HAS_BIAS, RELU)
 

@@ -20,7 +20,6 @@ ENOUGH = 2 * 132  # blocks, for each multiprocessor of an H100
 DRAM, L2 = 1.5, 3.0
 # Those that miss a bar, and by how much; docs/GPU.md says why. Of either layout the worse.
 KNOWN = {
-    ("triton", "upsample_concat_conv2d, maps added", "upsample_add_fwd_kernel"): {"L2": 3.63},
     (
         "triton",
         "upsample_concat_conv2d, maps added, backward",

@@ -39,7 +39,7 @@ CASES = [
     Case(2, 3, (4, 8), ((2, 4),), kernel_size=1),
     Case(1, 3, (4, 8), ((2, 4), (3, 5)), nearest=True),
     Case(1, 2, (3, 5), ((3, 5), (1, 1)), nearest=True, kernel_size=1, dtype=BFLOAT),
-    # More channels than a program holds, forward 64 and backward 32.
+    # More channels than two programs hold, 32 each.
     Case(1, 65, (2, 3), ((1, 2),)),
     # More columns than a program holds, 64, and more sources than it gathers for, 5.
     Case(1, 2, (2, 70), ((1, 35),)),
