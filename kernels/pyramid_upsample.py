@@ -19,17 +19,16 @@ from .launch import (
     wrap_triton,
 )
 
-# Channels of a program at most. Forward, channels share the weights of the columns, so many is
-# better: 64, of 64 columns, are 32 registers of each of 128 threads. Backward, a thread holds two
-# such blocks for two rows of bins, and with three rows of taps six, of half as many channels: more
-# would spill.
+# Channels of a program at most. In a concatenation, channels share the weights of the columns, so
+# many is better: 64, of 64 columns, are 32 registers of each of 128 threads. The addition holds two
+# rows of the map, so half as many are as many registers. Backward, a thread holds two blocks for
+# two rows of bins, and with three rows of taps six, of half as many channels: more would spill.
 _FORWARD_CHANNELS = 64
+_ADDED_CHANNELS = 32
 _BACKWARD_CHANNELS = 32
-# Rows of the map that a program of the addition takes at most. They read nearly the same rows of
-# bins: eight read about as many bytes of these as of the map, one alone six times as many.
+# Rows of the map that a program of the addition takes at most, two at a time. Each two read their
+# bins again: more rows only make fewer programs.
 _MOST_ROWS = 8
-# With fewer rows, bins are most of what is read: half as many channels are better then.
-_FEWEST_ROWS = 3
 # Rows of the map for each segment of the backward at least. For two rows of six bins, nine sums
 # each, a segment writes as many bytes as four rows of 60 columns of 16 bits have, and it reads two
 # rows more than its share: with fewer than eight it would write half of what it reads or more.
@@ -101,16 +100,10 @@ def pyramid_upsample_add_forward(
     out = empty_map(base, (batch, channels, height, width), channels_last)
     if out.numel() == 0:
         return out
-    block_w, block_c = column_block(width), _channel_block(channels, _FORWARD_CHANNELS)
+    block_w, block_c = column_block(width), _channel_block(channels, _ADDED_CHANNELS)
     divisor = width_divisor(width)
-    tiles = triton.cdiv(channels, block_c) * triton.cdiv(width, block_w)
-    # Decided for one image, which has the same bits in any batch then; and where columns are
-    # innermost, 64 channels would spill on sm_80.
-    if not channels_last or tiles * height < _FEWEST_ROWS * ENOUGH_PROGRAMS:
-        block_c = _channel_block(channels, _FORWARD_CHANNELS // 2)
-        tiles = triton.cdiv(channels, block_c) * triton.cdiv(width, block_w)
-    tiles *= batch
-    rows = min(max(tiles * height // ENOUGH_PROGRAMS, 1), _MOST_ROWS)
+    tiles = batch * triton.cdiv(channels, block_c) * triton.cdiv(width, block_w)
+    rows = 2 * min(max(tiles * height // ENOUGH_PROGRAMS // 2, 1), _MOST_ROWS // 2)
     grid = (tiles * triton.cdiv(height, rows),)
     wrap_triton(add_fwd_kernel)[grid](
         base,

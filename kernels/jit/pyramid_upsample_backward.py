@@ -1,8 +1,8 @@
 """The transposition of pyramid_upsample's bilinear upsampling: fixed order, bit-reproducible.
 
 A program gathers for two neighbouring rows of bins from the rows of the map between them: it sums
-these first, and their columns at the end, by the transposed product of ``pyramid_upsample.py``,
-which explains the notation.
+these first, and their columns at the end, by the transposed product of
+``common/pyramid_rows.py``. ``pyramid_upsample.py`` explains the notation.
 """
 
 import triton

@@ -66,7 +66,7 @@ class _Counter:
 
     def access(self, pointers: Any, mask: Any, store: bool) -> None:
         """Of all threads of a program at once."""
-        addresses = np.ascontiguousarray(pointers.data[mask.data], dtype=np.uint64)
+        addresses = np.ascontiguousarray(pointers.data[mask.data.astype(bool)], dtype=np.uint64)
         size = pointers.get_element_ty().primitive_bitwidth // 8
         _library().access_all(
             self.caches,

@@ -50,3 +50,19 @@ def test_counts_bytes_of_programs(share: int, programs: int) -> None:
     run = torch.arange(256) // 32 % 4 < 4 // share
     assert torch.equal(result.isnan(), ~run)
     assert torch.equal(result[run], given.repeat(programs))
+
+
+@triton.jit
+def _copy_before_kernel(p_in, p_out, first, end, BLOCK: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    m = (o < end) & (first < end)
+    tl.store(p_out + o, tl.load(p_in + o, mask=m), mask=m)
+
+
+def test_counts_masks_of_integers() -> None:
+    """The interpreter makes such of a mask that compares numbers, too."""
+    given, result = torch.randn(64), torch.empty(64)
+    with counting() as launches:
+        _copy_before_kernel[(1,)](given, result, 0, 40, BLOCK=64)
+    (launch,) = launches
+    assert launch.traffic == Traffic(2 * 160, 0, 2 * 160, 2 * 160)

@@ -46,7 +46,7 @@ ADD_CASES = [
     Case(1, 3, 3, 5, dtype=BFLOAT),
     Case(2, 3, 4, 7, kernel_size=1),
     Case(1, 17, 2, 3, kernel_size=1, dtype=BFLOAT),
-    # More channels than a program holds, forward 64, backward 32 and with taps 16.
+    # More channels than a program holds, forward 32, backward 32 and with taps 16.
     Case(2, 65, 2, 3, bins=(2,)),
     Case(1, 33, 2, 3, bins=(2,), kernel_size=1),
     # More columns than a program holds, 64.
@@ -155,7 +155,7 @@ def test_add(case: Case, align_corners: bool, channels_last: bool) -> None:
 
 @both_formats
 def test_rows_of_a_program(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above, maps are so small that a program of the addition has a single row, and one of the
+    """Above, maps are so small that a program of the addition has two rows, and one of the
     backward all rows of a bin. Here are eight rows and the one behind them, and segments, of which
     some have no row."""
     monkeypatch.setattr(pyramid_upsample, "ENOUGH_PROGRAMS", 1)
@@ -270,11 +270,11 @@ def test_nan_stays_where_it_is(relu: bool) -> None:
 
 
 def test_a_sample_has_the_same_bits_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward, a program has one row in the small batch, two in the large one. Backward, segments
+    """Forward, a program has two rows in the small batch, four in the large one. Backward, segments
     in both, though the large one has enough programs without."""
     monkeypatch.setattr(pyramid_upsample, "ENOUGH_PROGRAMS", 4)
     monkeypatch.setattr(pyramid_upsample, "_SEGMENT_ROWS", 2)
-    case = Case(2, 2, 4, 7, bins=(3,))
+    case = Case(2, 2, 8, 7, bins=(3,))
     base = torch.randn(case.batch, case.channels, *case.size)
     mixed = torch.randn(case.batch, case.bin_count, 3, 3, case.channels)
     priors = torch.randn(case.batch, case.channels, case.bin_count)
