@@ -67,8 +67,8 @@ def bwd_kernel(
 
     A program gathers for two neighbouring rows of bins of a level, over a block of columns of the
     map. It reads the rows of the map in their gap, and one more at either side for taps, or a
-    segment of these: every level reads the map about once. Behind the last row of bins, only this
-    has weight; the program clears what the first row has of a gap before it, which there is none.
+    segment of these: every level reads the map about once. Behind the last row of bins only that
+    row has weight, and before the first there is no gap: the last row's program clears its part.
     Programs of the same channels are neighbours: the L2 cache has what another read."""
     width = width_quotient * WIDTH_DIVISOR
     bin_rows = 0
