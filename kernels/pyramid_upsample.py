@@ -19,16 +19,15 @@ from .launch import (
     wrap_triton,
 )
 
-# Channels of a program at most. In a concatenation, channels share the weights of the columns, so
-# many is better: 64, of 64 columns, are 32 registers of each of 128 threads. The addition holds two
-# rows of the map, so half as many are as many registers. Backward, a thread holds two blocks for
-# two rows of bins, and with three rows of taps six, of half as many channels: more would spill.
+# A program's channels at most, and of the addition its rows. In a concatenation, channels share
+# the weights of the columns, so many is better: 64, of 64 columns, are 32 registers of each of 128
+# threads. The addition has as many pairs of a channel and a row: two rows read nearly the same bins
+# at once. Backward, a thread holds two blocks for two rows of bins, and with three rows of taps
+# six, of half as many channels: more would spill.
 _FORWARD_CHANNELS = 64
 _ADDED_CHANNELS = 32
+_ADDED_ROWS = 2
 _BACKWARD_CHANNELS = 32
-# Rows of the map that a program of the addition takes at most, two at a time. Each two read their
-# bins again: more rows only make fewer programs.
-_MOST_ROWS = 8
 # Rows of the map for each segment of the backward at least. For two rows of six bins, nine sums
 # each, a segment writes as many bytes as four rows of 60 columns of 16 bits have, and it reads two
 # rows more than its share: with fewer than eight it would write half of what it reads or more.
@@ -102,9 +101,8 @@ def pyramid_upsample_add_forward(
         return out
     block_w, block_c = column_block(width), _channel_block(channels, _ADDED_CHANNELS)
     divisor = width_divisor(width)
-    tiles = batch * triton.cdiv(channels, block_c) * triton.cdiv(width, block_w)
-    rows = 2 * min(max(tiles * height // ENOUGH_PROGRAMS // 2, 1), _MOST_ROWS // 2)
-    grid = (tiles * triton.cdiv(height, rows),)
+    row_blocks = triton.cdiv(height, _ADDED_ROWS)
+    grid = (batch * triton.cdiv(channels, block_c) * triton.cdiv(width, block_w) * row_blocks,)
     wrap_triton(add_fwd_kernel)[grid](
         base,
         mixed.contiguous(),
@@ -113,8 +111,6 @@ def pyramid_upsample_add_forward(
         channels,
         height,
         width // divisor,
-        mixed.shape[1],
-        rows,
         BINS=tuple(bins),
         KERNEL_SIZE=mixed.shape[2],
         ALIGN_CORNERS=align_corners,
@@ -122,6 +118,7 @@ def pyramid_upsample_add_forward(
         RELU=relu,
         CHANNELS_LAST=channels_last,
         WIDTH_DIVISOR=divisor,
+        BLOCK_H=_ADDED_ROWS,
         BLOCK_W=block_w,
         BLOCK_C=block_c,
     )

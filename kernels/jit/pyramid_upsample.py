@@ -1,7 +1,7 @@
 """Bilinear upsampling of a pyramid: fixed order, bit-reproducible.
 
 ``csrc/pyramid_upsample.h`` has the formula. Its weights A_b[i, u], of position i and source u of b,
-are separable: those of rows times those of columns. common/pyramid_rows.py makes a row of the map.
+are separable: those of rows times those of columns. common/upsampled_rows.py makes rows of the map.
 
 Products are in float32 throughout ("ieee"): tensor cores would round the weights to 11 bits.
 
@@ -15,7 +15,18 @@ import triton.language as tl
 
 from .common.epilogue import store_sum
 from .common.geometry import locate_row, map_offsets
-from .common.pyramid_rows import upsample_row, upsample_two_rows
+from .common.upsampled_rows import add_level, locate_pairs, pair_offsets
+
+
+@triton.jit
+def _locate_level(i_level, BINS: tl.constexpr):
+    """A level's b, and the first one of its bins of [0, S)."""
+    bins = 0
+    first_bin = 0
+    for level in tl.static_range(len(BINS)):
+        bins = tl.where(level == i_level, BINS[level], bins)
+        first_bin += tl.where(level < i_level, BINS[level] * BINS[level], 0)
+    return bins, first_bin
 
 
 @triton.jit
@@ -58,24 +69,23 @@ def concat_fwd_kernel(
         i_level = (i_block - copied_blocks) // level_blocks
         i_block = (i_block - copied_blocks) % level_blocks
         o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-        first_bin_column = 0
-        end_bin_column = 0
-        for level in tl.static_range(len(BINS)):
-            first_bin_column += tl.where(level < i_level, BINS[level], 0)
-            end_bin_column += tl.where(level <= i_level, BINS[level], 0)
         m_c = o_c < channels
-        b_out = upsample_row(
-            p_priors + i_n * image_stride,
+        bins, first_bin = _locate_level(i_level, BINS)
+        b_out = add_level(
+            tl.zeros([BLOCK_W, BLOCK_C], tl.float32),
+            p_priors + i_n * image_stride + first_bin.to(tl.int64) * bin_stride,
             (bin_stride, channel_stride),
-            (first_bin_column, end_bin_column),
+            (bins, bins),
             o_c,
             m_c,
+            row + tl.zeros([BLOCK_C], tl.int32),
             row,
             o_w,
+            i_w * BLOCK_W,
             (height, width),
-            BINS,
             KERNEL_SIZE=1,
             ALIGN_CORNERS=ALIGN_CORNERS,
+            NEAREST=False,
         )
         m_out = (o_w < width)[:, None] & m_c[None, :]
         o_c += copied_channels + i_level * channels
@@ -83,8 +93,7 @@ def concat_fwd_kernel(
         tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
-# A single row is no constant: images share rows in every batch by the same code.
-@triton.jit(do_not_specialize=["program_rows"])
+@triton.jit
 def add_fwd_kernel(
     p_base,
     p_mixed,
@@ -93,8 +102,6 @@ def add_fwd_kernel(
     channels,
     height,
     width_quotient,
-    bin_count,
-    program_rows,
     BINS: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
@@ -102,42 +109,43 @@ def add_fwd_kernel(
     RELU: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDTH_DIVISOR: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """out [N, O, H, W]: base [N, O, H, W], plus bias [O] if HAS_BIAS, plus mixed [N, S, k, k, O],
     float32, of all levels and taps, upsampled and shifted by the tap; with RELU not below zero. O
-    are the channels. A program takes ``program_rows`` rows, an even number, two at a time."""
+    are the channels."""
     width = width_quotient * WIDTH_DIVISOR
-    i_rows, i_w, i_block, i_n = locate_row(
-        tl.cdiv(height, program_rows), tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C)
+    i_h, i_w, i_block, i_n = locate_row(
+        tl.cdiv(height, BLOCK_H), tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C)
     )
-    first_row = i_rows * program_rows
-    end_row = tl.minimum(first_row + program_rows, height)
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
-    o_c = i_block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
-    bin_columns = 0
+    o_h, o_c = locate_pairs(i_h, i_block, BLOCK_H, BLOCK_C)
+    m_c = (o_c < channels) & (o_h < height)
+    bin_count = 0
     for level in tl.static_range(len(BINS)):
-        bin_columns += BINS[level]
-    # What rows share is computed again: registers do not hold it.
-    for row in tl.range(first_row, end_row, 2, num_stages=1, disable_licm=True):
-        b_first, b_second = upsample_two_rows(
-            p_mixed + i_n * bin_count * (KERNEL_SIZE * KERNEL_SIZE) * channels,
-            channels,
-            bin_columns,
+        bin_count += BINS[level] * BINS[level]
+    b_out = tl.zeros([BLOCK_W, BLOCK_H * BLOCK_C], tl.float32)
+    # What levels share is computed again: registers do not hold it.
+    for i_level in tl.range(len(BINS), num_stages=1, disable_licm=True):
+        bins, first_bin = _locate_level(i_level, BINS)
+        b_out = add_level(
+            b_out,
+            p_mixed + (i_n * bin_count + first_bin) * (KERNEL_SIZE * KERNEL_SIZE) * channels,
+            (channels, 1),
+            (bins, bins),
             o_c,
             m_c,
-            row,
+            o_h,
+            i_h * BLOCK_H,
             o_w,
+            i_w * BLOCK_W,
             (height, width),
-            BINS,
             KERNEL_SIZE,
             ALIGN_CORNERS,
+            NEAREST=False,
         )
-        m_out = (o_w < width)[:, None] & m_c[None, :]
-        o_out = map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST)
-        store_sum(p_base, p_bias, p_out, b_first, o_out, m_out, o_c, m_c, True, HAS_BIAS, RELU)
-        o_out = map_offsets(i_n, o_c, row + 1, o_w, channels, height, width, CHANNELS_LAST)
-        m_out = m_out & (o_w * 0 + row + 1 < end_row)[:, None]
-        store_sum(p_base, p_bias, p_out, b_second, o_out, m_out, o_c, m_c, True, HAS_BIAS, RELU)
+    o_out = pair_offsets(i_n, o_c, o_h, i_h * BLOCK_H, o_w, channels, height, width, CHANNELS_LAST)
+    m_out = (o_w < width)[:, None] & m_c[None, :]
+    store_sum(p_base, p_bias, p_out, b_out, o_out, m_out, o_c, m_c, True, HAS_BIAS, RELU)

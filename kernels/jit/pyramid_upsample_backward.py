@@ -2,7 +2,7 @@
 
 A program gathers for two neighbouring rows of bins from the rows of the map between them: it sums
 these first, and their columns at the end, by the transposed product of
-``common/pyramid_rows.py``. ``pyramid_upsample.py`` explains the notation.
+``common/upsampled_rows.py``. ``pyramid_upsample.py`` explains the notation.
 """
 
 import triton

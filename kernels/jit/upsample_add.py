@@ -2,10 +2,9 @@
 order, bit-reproducible.
 
 ``csrc/upsample_maps.h`` has the formula. Its weights are separable: those of rows times those of
-columns. Forward, a program mixes the source rows for few rows of the map, for a block of channels,
-and then spreads source columns over the map's columns by a product of matrices. Backward, a program
-gathers for some sources of a row of a level: it sums rows of the map first, and their columns at
-the end by the transposed product.
+columns; common/upsampled_rows.py makes rows of the map. Backward, a program gathers for some
+sources of a row of a level: it sums rows of the map first, and their columns at the end by the
+transposed product.
 
 Products are in float32 throughout ("ieee"): tensor cores would round the weights to 11 bits.
 
@@ -18,39 +17,8 @@ import triton
 import triton.language as tl
 
 from .common.epilogue import store_sum
-from .common.geometry import (
-    interpolation_tap,
-    interpolation_weight,
-    locate_row,
-    map_offsets,
-    nearest_source,
-    weighted_positions,
-)
-
-# Forward, a product sums over pairs of a source column and a tap's kx, in rounds of the fewest that
-# tl.dot takes.
-_BLOCK_K = tl.constexpr(16)
-
-
-@triton.jit
-def _tap(position, size, sources, ALIGN_CORNERS: tl.constexpr, NEAREST: tl.constexpr):
-    """Low and high source of a position on the axis, and the weight of the high one."""
-    if NEAREST:
-        low = nearest_source(position, size, sources)
-        return low, low, 0.0
-    else:
-        return interpolation_tap(position, size, sources, ALIGN_CORNERS)
-
-
-@triton.jit
-def _weight(position, size, source, sources, ALIGN_CORNERS: tl.constexpr, NEAREST: tl.constexpr):
-    """What ``_tap`` gives to ``source``; 0 at positions that are not on the axis."""
-    if NEAREST:
-        on_axis = (position >= 0) & (position < size)
-        reads = nearest_source(position, size, sources) == source
-        return (on_axis & reads).to(tl.float32)
-    else:
-        return interpolation_weight(position, size, source, sources, ALIGN_CORNERS)
+from .common.geometry import locate_row, map_offsets, weighted_positions
+from .common.upsampled_rows import add_level, locate_pairs, pair_offsets, source_weight
 
 
 @triton.jit
@@ -63,66 +31,6 @@ def _readers(source, size, sources, ALIGN_CORNERS: tl.constexpr, NEAREST: tl.con
         return tl.maximum(begin, 0), tl.minimum(end, size)
     else:
         return weighted_positions(source, size, sources, ALIGN_CORNERS)
-
-
-@triton.jit
-def _add_level(
-    b_sum,
-    p_image,
-    sources,
-    o_c,
-    m_c,
-    o_h,
-    first_h,
-    o_w,
-    first_w,
-    size,
-    channels,
-    KERNEL_SIZE: tl.constexpr,
-    ALIGN_CORNERS: tl.constexpr,
-    NEAREST: tl.constexpr,
-):
-    """Adds a level of ``sources`` (rows, cols) to rows of a map of ``size`` (H, W).
-
-    The sum is [columns, pairs of a row and a channel], which ``o_h`` and ``o_c`` are; rows and
-    columns begin at ``first_h`` and ``first_w``.
-    """
-    height, width = size
-    rows, cols = sources
-    reach: tl.constexpr = KERNEL_SIZE // 2
-    first_col, _, _ = _tap(tl.maximum(first_w - reach, 0), width, cols, ALIGN_CORNERS, NEAREST)
-    last_w = tl.minimum(first_w + o_w.shape[0] - 1 + reach, width - 1)
-    _, last_col, _ = _tap(last_w, width, cols, ALIGN_CORNERS, NEAREST)
-    # Taps of rows below the map are zero. A constant end would unroll the loop, out of registers.
-    end_ky = tl.minimum(height - first_h + reach, KERNEL_SIZE)
-    end_k = (last_col + 1) * KERNEL_SIZE
-    # Few rounds, short of registers: not worth a pipeline.
-    for first_k in tl.range(first_col * KERNEL_SIZE, end_k, _BLOCK_K, num_stages=1):
-        o_k = first_k + tl.arange(0, _BLOCK_K)
-        kx = o_k % KERNEL_SIZE
-        v = o_k // KERNEL_SIZE
-        o_tap = (v * (KERNEL_SIZE * KERNEL_SIZE) + kx).to(tl.int64) * channels
-        b_mixed = tl.zeros([_BLOCK_K, o_c.shape[0]], tl.float32)
-        for ky in tl.range(0, end_ky, num_stages=1):
-            i = o_h + (ky - reach)
-            m_i = m_c & (i >= 0) & (i < height)
-            m_value = (o_k < end_k)[:, None] & m_i[None, :]
-            position = tl.minimum(tl.maximum(i, 0), height - 1)
-            low, high, weight = _tap(position, height, rows, ALIGN_CORNERS, NEAREST)
-            low_tap = (low * cols * KERNEL_SIZE + ky) * KERNEL_SIZE
-            p_low = p_image + (low_tap.to(tl.int64) * channels + o_c)[None, :] + o_tap[:, None]
-            b_low = tl.load(p_low, mask=m_value, other=0.0).to(tl.float32)
-            if NEAREST:
-                b_mixed += b_low
-            else:
-                high_tap = (high * cols * KERNEL_SIZE + ky) * KERNEL_SIZE
-                p_high = p_image + (high_tap.to(tl.int64) * channels + o_c)[None, :]
-                b_high = tl.load(p_high + o_tap[:, None], mask=m_value, other=0.0).to(tl.float32)
-                b_mixed += (1.0 - weight)[None, :] * b_low + weight[None, :] * b_high
-        j = o_w[:, None] + (kx - reach)[None, :]
-        b_weight = _weight(j, width, v[None, :], cols, ALIGN_CORNERS, NEAREST)
-        b_sum = tl.dot(b_weight, b_mixed, b_sum, input_precision="ieee")
-    return b_sum
 
 
 @triton.jit
@@ -166,10 +74,7 @@ def upsample_add_fwd_kernel(
         tl.cdiv(height, BLOCK_H), tl.cdiv(width, BLOCK_W), tl.cdiv(channels, BLOCK_C)
     )
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
-    # A row's channels stand beside those of the next row, which reads the same sources at once.
-    o_hc = tl.arange(0, BLOCK_H * BLOCK_C)
-    o_h = i_h * BLOCK_H + o_hc // BLOCK_C
-    o_c = i_block.to(tl.int64) * BLOCK_C + o_hc % BLOCK_C
+    o_h, o_c = locate_pairs(i_h, i_block, BLOCK_H, BLOCK_C)
     m_c = (o_c < channels) & (o_h < height)
     p_levels = (p_level0, p_level1, p_level2, p_level3)
     rows = (rows0, rows1, rows2, rows3)
@@ -177,9 +82,10 @@ def upsample_add_fwd_kernel(
     b_out = tl.zeros([BLOCK_W, BLOCK_H * BLOCK_C], tl.float32)
     for level in tl.static_range(LEVELS):
         taps = rows[level] * cols[level] * (KERNEL_SIZE * KERNEL_SIZE)
-        b_out = _add_level(
+        b_out = add_level(
             b_out,
             p_levels[level] + i_n * taps * channels,
+            (channels, 1),
             (rows[level], cols[level]),
             o_c,
             m_c,
@@ -188,15 +94,11 @@ def upsample_add_fwd_kernel(
             o_w,
             i_w * BLOCK_W,
             (height, width),
-            channels,
             KERNEL_SIZE,
             ALIGN_CORNERS,
             NEAREST,
         )
-    # A map's memory is a row behind the other, of a channel or of all.
-    row_stride = width * channels if CHANNELS_LAST else width
-    o_out = map_offsets(i_n, o_c, i_h * BLOCK_H, o_w, channels, height, width, CHANNELS_LAST)
-    o_out += ((o_hc // BLOCK_C).to(tl.int64) * row_stride)[None, :]
+    o_out = pair_offsets(i_n, o_c, o_h, i_h * BLOCK_H, o_w, channels, height, width, CHANNELS_LAST)
     m_out = (o_w < width)[:, None] & m_c[None, :]
     store_sum(p_base, p_bias, p_out, b_out, o_out, m_out, o_c, m_c, HAS_BASE, HAS_BIAS, RELU)
 
@@ -268,12 +170,12 @@ def upsample_add_bwd_kernel(
         for row in tl.range(begin, end, num_stages=3):
             o_grad = map_offsets(i_n, o_c, row, o_w, channels, height, width, CHANNELS_LAST)
             b_grad = tl.load(p_grad + o_grad, mask=m_grad, other=0.0).to(tl.float32)
-            b_here += _weight(row, height, u, rows, ALIGN_CORNERS, NEAREST) * b_grad
+            b_here += source_weight(row, height, u, rows, ALIGN_CORNERS, NEAREST) * b_grad
             if KERNEL_SIZE == 3:
-                b_before += _weight(row - 1, height, u, rows, ALIGN_CORNERS, NEAREST) * b_grad
-                b_behind += _weight(row + 1, height, u, rows, ALIGN_CORNERS, NEAREST) * b_grad
+                b_before += source_weight(row - 1, height, u, rows, ALIGN_CORNERS, NEAREST) * b_grad
+                b_behind += source_weight(row + 1, height, u, rows, ALIGN_CORNERS, NEAREST) * b_grad
         j = o_w[None, :] + (kx - reach)[:, None]
-        b_weight = _weight(j, width, v[:, None], cols, ALIGN_CORNERS, NEAREST)
+        b_weight = source_weight(j, width, v[:, None], cols, ALIGN_CORNERS, NEAREST)
         b_sum = tl.dot(b_weight, b_here, b_sum, input_precision="ieee")
         if KERNEL_SIZE == 3:
             b_sum_before = tl.dot(b_weight, b_before, b_sum_before, input_precision="ieee")
