@@ -66,7 +66,8 @@ class _Counter:
 
     def access(self, pointers: Any, mask: Any, store: bool) -> None:
         """Of all threads of a program at once."""
-        addresses = np.ascontiguousarray(pointers.data[mask.data.astype(bool)], dtype=np.uint64)
+        inside = np.asarray(mask.data, dtype=bool)
+        addresses = np.ascontiguousarray(pointers.data[inside], dtype=np.uint64)
         size = pointers.get_element_ty().primitive_bitwidth // 8
         _library().access_all(
             self.caches,
@@ -104,9 +105,9 @@ def counting(share: int = 1) -> Iterator[list[Interpreted]]:
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     run = GridExecutor.__call__
 
-    def counted_load(builder: Any, pointers: Any, mask: Any, *args: Any) -> Any:
+    def counted_load(builder: Any, pointers: Any, mask: Any, *args: Any, **options: Any) -> Any:
         counter.access(pointers, mask, store=False)
-        return load(builder, pointers, mask, *args)
+        return load(builder, pointers, mask, *args, **options)
 
     def counted_store(builder: Any, pointers: Any, value: Any, mask: Any, *args: Any) -> Any:
         counter.access(pointers, mask, store=True)

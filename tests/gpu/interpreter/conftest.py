@@ -54,7 +54,7 @@ def checked_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
             mask_place: int = mask_place,
             **options: Any,
         ) -> Any:
-            addresses = pointers.data[args[mask_place].data.astype(bool)]
+            addresses = pointers.data[np.asarray(args[mask_place].data, dtype=bool)]
             inside = np.zeros(addresses.shape, dtype=bool)
             for begin, end in ranges:
                 inside |= (begin <= addresses) & (addresses < end)
@@ -73,7 +73,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     def noted_store(
         builder: InterpreterBuilder, pointers: Any, value: Any, mask: Any, *args: Any
     ) -> Any:
-        addresses.append(pointers.data[mask.data.astype(bool)])
+        addresses.append(pointers.data[np.asarray(mask.data, dtype=bool)])
         return store(builder, pointers, value, mask, *args)
 
     monkeypatch.setattr(InterpreterBuilder, "create_masked_store", noted_store)

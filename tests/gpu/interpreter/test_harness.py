@@ -1,9 +1,11 @@
 """The interpreter's fixtures find the mistakes that they are there for."""
 
+import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tools.traffic.counts import Traffic
 from tools.traffic.interpreted import Interpreted, counting
@@ -66,3 +68,21 @@ def test_counts_masks_of_integers() -> None:
         _copy_before_kernel[(1,)](given, result, 0, 40, BLOCK=64)
     (launch,) = launches
     assert launch.traffic == Traffic(2 * 160, 0, 2 * 160, 2 * 160)
+
+
+@triton.jit
+def _copy_box_kernel(d_in, d_out, BLOCK: tl.constexpr):
+    d_out.store([0], d_in.load([0]))
+
+
+def test_counts_boxes(written: list[np.ndarray]) -> None:
+    """The interpreter's masks of descriptors are arrays, and no handles as others are."""
+    given, result = torch.randn(40), torch.empty(40)
+    boxes = [TensorDescriptor.from_tensor(tensor, [64]) for tensor in (given, result)]
+    with counting() as launches:
+        _copy_box_kernel[(1,)](*boxes, BLOCK=64)
+    assert torch.equal(result, given)
+    (launch,) = launches
+    assert launch.traffic == Traffic(2 * 160, 0, 2 * 160, 2 * 160)
+    (addresses,) = written
+    assert addresses.tolist() == [result.data_ptr() + 4 * i for i in range(40)]
