@@ -120,8 +120,9 @@ def bwd_kernel(
     next_tap = ((next_part * batch + i_n) * bin_count + first_bin + next_u * bins) * taps
     p_next = p_values + next_tap * channels
     # Sums of a round, so many that each of 128 threads stores 16 bytes.
+    # What rounds share is computed again: registers do not hold it.
     BLOCK_K: tl.constexpr = 512 // BLOCK_C
-    for first_k in tl.range(0, bins * KERNEL_SIZE, BLOCK_K, num_stages=1):
+    for first_k in tl.range(0, bins * KERNEL_SIZE, BLOCK_K, num_stages=1, disable_licm=True):
         o_k = first_k + tl.arange(0, BLOCK_K)
         v = o_k // KERNEL_SIZE
         kx = o_k % KERNEL_SIZE

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch._export.verifier import SpecViolationError
 from torch.export.graph_signature import InputKind
 
 from pspfast.deployment import winograd as winograd_form
@@ -55,6 +56,7 @@ def export_rewritten(
         TypeError, ValueError, NotADirectoryError: an argument is not as above, or the model does
             not allow free sizes. Nothing is written then.
         ModuleNotFoundError: ONNX is meant, and onnx or onnxscript is not installed.
+        RuntimeError: this torch cannot keep Winograd's form in a program, as 2.11.
 
     Example:
         >>> import torch
@@ -91,7 +93,7 @@ def rewritten_program(
         winograd: as there.
 
     Raises:
-        TypeError, ValueError: as there.
+        TypeError, ValueError, RuntimeError: as there.
 
     Example:
         >>> import torch
@@ -123,7 +125,14 @@ def _programmed(
         program = _exported(rewritten, inputs, (shapes,))
     program = program.run_decompositions(decompositions())
     if winograd:
-        program = program.run_decompositions(winograd_form.decompositions())
+        try:
+            program = program.run_decompositions(winograd_form.decompositions())
+        except SpecViolationError as error:
+            # torch 2.11 does not keep the constants of decompositions.
+            raise RuntimeError(
+                "export_rewritten: winograd: expected a torch that keeps the matrices of this form "
+                f"in a program, got {torch.__version__}; winograd=False leaves them out"
+            ) from error
     return program, list(captured.graph_signature.user_inputs)
 
 

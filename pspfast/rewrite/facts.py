@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import optimization_hint, statically_known_true
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from pspfast.rewrite.tracing import as_current
 
@@ -110,7 +110,12 @@ def same(a: Any, b: Any) -> bool:
 
 def hint(size: Any) -> int:
     """A size as it was when the graph was captured, to judge what pays."""
-    return size if isinstance(size, int) else optimization_hint(size, fallback=64)
+    if isinstance(size, int):
+        return size
+    # The function for it has another name in every few versions of torch. A size that depends on
+    # data has no hint: it counts as a small map's.
+    known = size.node.hint
+    return 64 if known is None else known
 
 
 def difference(old: Any, new: Any) -> str | None:

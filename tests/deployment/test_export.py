@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from randomised import randomised, relative_difference
+from torch_release import TORCH
 from without_pspfast import run_without_pspfast
 
 import pspfast
@@ -71,6 +72,7 @@ def test_no_operator_is_ours(model: PSPNet, dynamic_onnx: Path, tmp_path: Path) 
     assert len(direct.graph.node) < 600
 
 
+@pytest.mark.skipif(TORCH < (2, 12), reason="torch 2.11 fixes the parity of max pooling's input")
 def test_program_runs_without_pspfast(tmp_path: Path) -> None:
     """From bytes in RGB to labels, of a model that wants them otherwise."""
     model = randomised(PSPNet(**TINY, align_corners=False)).eval()
