@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from rewriting import check, reasons, rewritten, rules
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from pspfast.rewrite.facts import hint
 
 
 class Upsampled(nn.Module):
@@ -151,3 +154,9 @@ def test_what_is_returned_as_its_own_tensor_stays_that() -> None:
     report = check(Model(), map_())
     assert not rules(report)
     assert "its tensor is returned" in reasons(report)
+
+
+def test_sizes_that_depend_on_data_count_as_small() -> None:
+    size = ShapeEnv().create_unbacked_symint()
+    assert hint(size) == hint(2 * size) == 64
+    assert hint(7) == 7
