@@ -71,7 +71,7 @@ def test_counts_masks_of_integers() -> None:
 
 
 @triton.jit
-def _copy_box_kernel(d_in, d_out, BLOCK: tl.constexpr):
+def _copy_box_kernel(d_in, d_out):
     d_out.store([0], d_in.load([0]))
 
 
@@ -80,7 +80,7 @@ def test_counts_boxes(written: list[np.ndarray]) -> None:
     given, result = torch.randn(40), torch.empty(40)
     boxes = [TensorDescriptor.from_tensor(tensor, [64]) for tensor in (given, result)]
     with counting() as launches:
-        _copy_box_kernel[(1,)](*boxes, BLOCK=64)
+        _copy_box_kernel[(1,)](*boxes)
     assert torch.equal(result, given)
     (launch,) = launches
     assert launch.traffic == Traffic(2 * 160, 0, 2 * 160, 2 * 160)
