@@ -1,9 +1,12 @@
-"""What processes of a group do with their parts of a batch, and one process with the whole."""
+"""What processes of a group do with their parts of a batch, and one process with the whole; and
+how they agree."""
 
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -13,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pspfast import PSPNet
+from pspfast import PSPNet, distributed
 from pspfast.models.recompute import Recomputation
 from pspfast.ops import batch_norm_relu
 from pspfast.training.activation_checkpointing import checkpoint_activations, residual_blocks
@@ -30,18 +33,22 @@ class NormCase:
     bias: Tensor
     relu: bool
     sizes: tuple[int, ...]
+    device: str = "cpu"
 
     def run(self, part: int | None) -> dict[str, Tensor]:
         """The map, the gradients and the running statistics, of a part in the group or of all."""
 
         def own(x: Tensor | None) -> Tensor | None:
-            return x if x is None or part is None else x.split(self.sizes)[part]
+            if x is not None and part is not None:
+                x = x.split(self.sizes)[part]
+            return x if x is None else x.to(self.device)
 
         leaves = {"x": own(self.x), "residual": own(self.residual)}
-        leaves |= {"weight": self.weight, "bias": self.bias}
+        leaves |= {"weight": self.weight.to(self.device), "bias": self.bias.to(self.device)}
         leaves = {k: v.detach().requires_grad_() for k, v in leaves.items() if v is not None}
         channels = self.x.shape[1]
-        running = self.x.new_zeros(channels), self.x.new_ones(channels)
+        zeros = self.weight.new_zeros(channels, device=self.device)
+        running = zeros, zeros + 1
         group = None if part is None else dist.group.WORLD
         out = batch_norm_relu(
             leaves["x"],
@@ -52,7 +59,8 @@ class NormCase:
         )
         out.backward(own(self.grad))
         grads = {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
-        return {"out": out.detach(), **grads, "mean": running[0], "var": running[1]}
+        results = {"out": out.detach(), **grads, "mean": running[0], "var": running[1]}
+        return {name: result.cpu() for name, result in results.items()}
 
 
 def run_norms(rank: int, cases: list[NormCase]) -> list[dict[str, Tensor]]:
@@ -69,18 +77,19 @@ class StepCase:
     accumulate: int = 1
     autocast: bool = False
     dtype: torch.dtype = torch.float64
+    device: str = "cpu"
 
     def model(self) -> PSPNet:
         torch.manual_seed(0)
         model = PSPNet(18, classes=3, stem="7x7", head_channels=8, aux_channels=8, dropout=0.0)
-        return model.to(self.dtype).train()
+        return model.to(self.device, self.dtype).train()
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(1)
         count = sum(self.sizes)
         return [
             (
-                torch.randn(count, 3, 41, 33, generator=generator, dtype=self.dtype),
+                torch.randn(count, 3, 41, 33, generator=generator).to(self.dtype),
                 torch.randint(3, (count, 41, 33), generator=generator),
             )
             for _ in range(self.accumulate)
@@ -95,15 +104,17 @@ class StepCase:
                 images, labels = (t.split(self.sizes)[rank] for t in (images, labels))
                 # DDP and FSDP take the mean over the processes.
                 share = len(self.sizes) * self.sizes[rank] / sum(self.sizes)
+            images, labels = images.to(self.device), labels.to(self.device)
             waits = isinstance(model, DistributedDataParallel) and i < len(batches) - 1
             with model.no_sync() if waits else nullcontext():
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
                     _, main_loss, aux_loss = model(images, labels)
                 ((main_loss + 0.4 * aux_loss) * share).backward()
 
     def results(self, model: PSPNet) -> dict[str, Tensor]:
         grads = {name: _whole(parameter.grad) for name, parameter in model.named_parameters()}
-        return grads | {name: buffer.clone() for name, buffer in model.named_buffers()}
+        results = grads | {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return {name: result.cpu() for name, result in results.items()}
 
     def alone(self) -> dict[str, Tensor]:
         model = self.model()
@@ -117,7 +128,7 @@ class StepCase:
             checkpoint_activations(model)
         if self.sharding == "fsdp2":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            mesh = init_device_mesh("cpu", (len(self.sizes),))
+            mesh = init_device_mesh(self.device, (len(self.sizes),))
             for block in residual_blocks(model):
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
@@ -132,6 +143,16 @@ class StepCase:
 
 def run_steps(rank: int, cases: list[StepCase]) -> list[Any]:
     return [case.together(rank) for case in cases]
+
+
+def agree_to_stop(rank: int) -> list[bool]:
+    """Whether any of the processes stops: the second, none, the second; in a group that says that
+    it is not of hosts, as NCCL's is not."""
+    accelerator: Any = SimpleNamespace(num_processes=dist.get_world_size())
+    with mock.patch.object(dist, "get_backend", lambda: "nccl"):
+        stops = [distributed.any_stops(accelerator, rank == i) for i in (1, -1, 1)]
+    assert distributed._hosts() is not dist.group.WORLD
+    return stops
 
 
 def _count_recomputations() -> Any:

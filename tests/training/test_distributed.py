@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run_processes
+from synchronized import agree_to_stop
 
 from pspfast import distributed
 from pspfast.config import Config
@@ -228,3 +230,7 @@ def test_hosts_agree_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not distributed.any_stops(accelerator, False)
     assert all(tensor.is_cpu and group == "hosts" for tensor, group in reduced)
     assert len(reduced) == 2
+
+
+def test_hosts_have_a_group_of_their_own_where_the_processes_have_one_of_gpus() -> None:
+    assert run_processes(2, agree_to_stop) == [[True, False, True]] * 2

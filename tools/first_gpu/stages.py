@@ -144,7 +144,8 @@ def run_tests(setting: Setting, seconds: float) -> Iterator[Row]:
     if setting.on_cpu:
         files, selected = ("tests/ops/test_pyramid_pool.py",), "cpu and not isa"
     else:
-        files, selected = ("tests/gpu/test_on_a_gpu.py", "tests/ops"), "cuda or triton or auto"
+        gpu = ("tests/gpu/test_on_a_gpu.py", "tests/gpu/test_processes_on_gpus.py")
+        files, selected = (*gpu, "tests/ops"), "cuda or triton or auto"
     command = [
         *(sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"),
         *("-c", ROOT / "pyproject.toml", "-k", selected, *(ROOT / file for file in files)),
