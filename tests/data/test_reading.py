@@ -54,6 +54,11 @@ def test_colour_modes(tmp_path: Path, mode: str) -> None:
     picture = rgb.convert(mode)
     path = tmp_path / ("picture.png" if mode not in ("CMYK", "YCbCr") else "picture.tif")
     picture.save(path)
+    try:
+        with Image.open(path) as saved:
+            saved.load()
+    except OSError as error:
+        pytest.skip(f"Pillow cannot read the {mode} file that it saved: {error}")
     expected = np.asarray(picture.convert("RGB"))
     assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected)
     if mode in ("RGB", "RGBA", "CMYK"):
@@ -114,14 +119,15 @@ def test_what_is_no_file(tmp_path: Path, read: object) -> None:
     ("bits", "ids"), [(1, (0, 1)), (2, (0, 1, 2, 3)), (2, (0, 3)), (4, (0, 15))]
 )
 def test_label_maps_of_few_bits(tmp_path: Path, bits: int, ids: tuple[int, ...]) -> None:
+    """Written here: Pillow before 13 saves grey values with 8 bits."""
     labels = np.resize(np.asarray(ids, np.uint8), (9, 8))
+    header = struct.pack(">IIBBBBB", 8, 9, bits, 0, 0, 0, 0)
+    pixels = np.unpackbits(labels[..., None], axis=2)[..., -bits:].reshape(9, -1)
+    # A row begins with the number of its filter, none.
+    rows = np.pad(np.packbits(pixels, axis=1), ((0, 0), (1, 0)))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
     path = tmp_path / "labels.png"
-    if bits == 1:
-        Image.fromarray(labels.astype(bool)).save(path)
-    else:
-        Image.fromarray(labels).save(path, bits=bits)
-    # The bit depth in the header.
-    assert path.read_bytes()[24] == bits
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks))
     assert np.array_equal(read_label(path).numpy(), labels)
 
 
