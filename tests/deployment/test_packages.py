@@ -15,8 +15,9 @@ from pspfast.ops import pyramid_pool
 
 pytestmark = pytest.mark.skipif("cpu" in backends.MISSING, reason="there are no kernels to keep")
 
+# torch 2.10 loads a package only where something else has imported the code cache.
 LOAD = """
-import torch
+import torch, torch._inductor.codecache
 {imports}
 torch.set_num_threads({threads})  # A saved function asks for as many.
 inputs, expected = torch.load("expected.pt")
