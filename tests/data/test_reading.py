@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -48,17 +49,21 @@ def test_unknown_ranges_are_refused(tmp_path: Path, dtype: type, mode: str) -> N
         read_image(path)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr"])
+YCBCR = pytest.param(
+    "YCbCr",
+    marks=pytest.mark.skipif(
+        int(PIL.__version__.split(".")[0]) < 13,
+        reason="Pillow 12 cannot read the YCbCr TIFF that it saves",
+    ),
+)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", YCBCR])
 def test_colour_modes(tmp_path: Path, mode: str) -> None:
     rgb = Image.fromarray(np.stack([GREY, 255 - GREY, GREY // 2], 2))
     picture = rgb.convert(mode)
     path = tmp_path / ("picture.png" if mode not in ("CMYK", "YCbCr") else "picture.tif")
     picture.save(path)
-    try:
-        with Image.open(path) as saved:
-            saved.load()
-    except OSError as error:
-        pytest.skip(f"Pillow cannot read the {mode} file that it saved: {error}")
     expected = np.asarray(picture.convert("RGB"))
     assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected)
     if mode in ("RGB", "RGBA", "CMYK"):

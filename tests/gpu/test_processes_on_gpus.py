@@ -14,7 +14,8 @@ from synchronized import NormCase, StepCase, joined, run_norms, run_steps
 
 from pspfast import backends
 
-# NCCL takes a single process, too, which merges its statistics with nobody's.
+# NCCL takes a single process, too. The op merges its statistics with nobody's; a network does not ask
+# it to.
 GPUS = torch.cuda.device_count()
 PARTS = (2, 1) if GPUS > 1 else (3,)
 
@@ -47,8 +48,8 @@ def test_batch_norm_relu(
     maps = [t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (x, residual, grad)]
     # A result that the ReLU cuts off in one order of sums it may keep in another.
     case = NormCase(*maps, weight, bias, relu=False, sizes=parts, device=device)
-    (results,) = zip(*run_processes(len(parts), run_norms, [case], backend=backend), strict=True)
-    got, expected = joined(list(results)), replace(case, device="cpu").run(None)
+    results = [own for (own,) in run_processes(len(parts), run_norms, [case], backend=backend)]
+    got, expected = joined(results), replace(case, device="cpu").run(None)
     assert got.keys() == expected.keys()
     bound = 16 * torch.finfo(dtype).eps
     for name, value in expected.items():
@@ -60,9 +61,9 @@ def test_batch_norm_relu(
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_training_step(backend: str, device: str, parts: tuple[int, ...], sharding: str) -> None:
     if (backend, device, sharding) == ("gloo", "cuda", "fsdp2"):
-        pytest.skip("gloo scatters no sums of tensors on GPUs")
+        pytest.skip("gloo has none of FSDP's gathering and scattering on GPUs")
     case = StepCase(parts, sharding, dtype=torch.float32, device=device)
-    (results,) = zip(*run_processes(len(parts), run_steps, [case], backend=backend), strict=True)
+    results = [own for (own,) in run_processes(len(parts), run_steps, [case], backend=backend)]
     expected = replace(case, dtype=torch.float64, device="cpu").alone()
     for got, _ in results:
         assert got.keys() == expected.keys()

@@ -33,6 +33,7 @@ def _run(
 ) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     torch.set_num_threads(1)
+    # What is compared in float32 is computed in it.
     torch.backends.cudnn.allow_tf32 = False
     if backend == "nccl":
         torch.cuda.set_device(rank)
