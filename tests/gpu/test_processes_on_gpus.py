@@ -14,8 +14,8 @@ from synchronized import NormCase, StepCase, joined, run_norms, run_steps
 
 from pspfast import backends
 
-# NCCL takes a single process, too. The op merges its statistics with nobody's; a network does not ask
-# it to.
+# NCCL takes a single process, too. The op then merges its statistics with nobody's; a network does
+# not ask it to.
 GPUS = torch.cuda.device_count()
 PARTS = (2, 1) if GPUS > 1 else (3,)
 
