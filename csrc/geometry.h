@@ -176,6 +176,17 @@ inline PyramidCells make_pyramid_cells(int64_t height, int64_t width, const Pyra
           make_axis_cells(width, pyramid.bins, pyramid.levels)};
 }
 
+// Of a convolution's taps, their number odd, those that lie on an axis of `size` where the middle one is at `position`.
+struct TapRange {
+  int64_t begin, end;
+};
+
+constexpr TapRange taps_inside(int64_t position, int64_t size, int64_t taps, int64_t dilation) {
+  const int64_t middle = taps / 2;
+  return {std::max<int64_t>(middle - position / dilation, 0),
+          std::min(middle + (size - 1 - position) / dilation + 1, taps)};
+}
+
 // A convolution dilated by d is an ordinary one on each of the d phases of an axis, the positions phase + i d. Tiles
 // are four neighbouring positions of a phase, the last of a phase maybe fewer; they are numbered phase after phase. The
 // first size % d phases are one longer than the others.

@@ -152,6 +152,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 # Of the CPU alone.
 _CPU_FORMULAS: dict[str, Callable[..., int]] = {
     "winograd_conv2d": _winograd,
+    "depthwise_conv2d": _convolution,
     "upsample_concat_conv2d": _upsample_concat,
     "upsample_concat_conv2d_grad_map": _upsample_concat_grad_map,
     "upsample_concat_conv2d_grad_weight": _upsample_concat_grad_weight,

@@ -243,6 +243,15 @@ def test_dilated_conv2d(run: Kernel, dtype: torch.dtype) -> None:
     close(grad_weight.to(dtype) / 10, expected / 10)
 
 
+@EACH_DTYPE
+def test_depthwise_conv2d(run: Kernel, dtype: torch.dtype) -> None:
+    x = channels_last(2, 37, 9, 8, dtype=dtype)
+    weight, bias = torch.randn(37, 1, 3, 3).to(dtype), torch.randn(37).to(dtype)
+    out = torch.full_like(x, torch.nan)
+    run("depthwise_conv2d", [2, 37, 9, 8, 3, 4, of(dtype)], [x, weight, bias, out])
+    close(out, torch.ops.pspfast.depthwise_conv2d(x, weight, bias, 4, True))
+
+
 @pytest.mark.parametrize("is_channels_last", [False, True], ids=["contiguous", "channels_last"])
 @EACH_DTYPE
 def test_logits(run: Kernel, dtype: torch.dtype, is_channels_last: bool) -> None:

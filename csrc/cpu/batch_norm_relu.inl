@@ -1,16 +1,6 @@
 // Loops of batch_norm_relu on one thread over some rows of channels, included once per instruction set. Arrays of sums
 // and of constants are padded with zeros to whole vectors.
 
-template <class T>
-PSPFAST_INLINE Lanes<Acc<T>> load_some(const T* p, int64_t lanes) {
-  return lanes >= kLanes ? load(p) : load(p, lanes);
-}
-
-template <class T>
-PSPFAST_INLINE void store_some(T* p, Lanes<Acc<T>> v, int64_t lanes) {
-  lanes >= kLanes ? store(p, v) : store(p, v, lanes);
-}
-
 template <class A>
 PSPFAST_INLINE void add_to(A* sum, Lanes<A> v) {
   store(sum, load(sum) + v);

@@ -123,6 +123,17 @@ PSPFAST_INLINE void store(T* p, Lanes<Acc<T>> v, int64_t n) {
   }
 }
 
+// What is left of a row, a vector at most.
+template <class T>
+PSPFAST_INLINE Lanes<Acc<T>> load_some(const T* p, int64_t lanes) {
+  return lanes >= kLanes ? load(p) : load(p, lanes);
+}
+
+template <class T>
+PSPFAST_INLINE void store_some(T* p, Lanes<Acc<T>> v, int64_t lanes) {
+  lanes >= kLanes ? store(p, v) : store(p, v, lanes);
+}
+
 template <class V>
 PSPFAST_INLINE V relu(V v) {
   // Not a maximum: NaN stays NaN.

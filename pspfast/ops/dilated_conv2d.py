@@ -165,6 +165,10 @@ def _winograd_weight_fake(weight: Tensor) -> Tensor:
     return weight.new_empty(shape, dtype=torch.float32)
 
 
+def _depthwise_fake(x: Tensor, *_: Any) -> Tensor:
+    return _empty(x, x.shape[1], format_of(x))
+
+
 def _empty(x: Tensor, channels: int, memory_format: torch.memory_format) -> Tensor:
     shape = (x.shape[0], channels, *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
@@ -247,6 +251,7 @@ if "cpu" not in backends.MISSING:
     torch.library.register_fake("pspfast::dilated_conv2d_grad_weight", _grad_weight_fake)
     torch.library.register_fake("pspfast::winograd_conv2d", _winograd_fake)
     torch.library.register_fake("pspfast::winograd_weight", _winograd_weight_fake)
+    torch.library.register_fake("pspfast::depthwise_conv2d", _depthwise_fake)
     _register_autograd("")
 
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../../csrc/batch_norm_relu.h"
+#include "../../csrc/depthwise_conv2d.h"
 #include "../../csrc/pyramid_mix.h"
 #include "../../csrc/pyramid_pool.h"
 #include "../../csrc/pyramid_upsample.h"
@@ -152,6 +153,11 @@ const Kernel kKernels[] = {
      [](Call& c) {
        const auto p = winograd(c);
        cpu::winograd_weight_gradient(p, c.at(0), c.at(1), false, p.in_channels, c.at<float>(2));
+     }},
+    {"depthwise_conv2d",
+     [](Call& c) {
+       const DepthwiseConv2dParams p{c.n[0], c.n[1], c.n[2], c.n[3], c.n[4], c.n[5], c.dtype(6), true};
+       cpu::depthwise_conv2d(p, c.at(0), c.at(1), c.at(2), c.at(3));
      }},
     {"upsample_argmax", [](Call& c) { cpu::upsample_argmax(upsample(c), c.at(0), LabelType::kInt32, c.at(1)); }},
     {"upsample_softmax",
