@@ -23,8 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Signals as in the foreground; and the processes of pytest-xdist, and those that their tests
-    start, share the processors."""
+    """Signals as in the foreground; the processes of pytest-xdist, and those that their tests
+    start, share the processors; and Inductor, which reads this when it is imported, starts none:
+    they would begin in a test's folder and die where it goes before they have started."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     # Shells ignore Ctrl-C for what they start in the background, and every process inherits that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,7 +10,7 @@ from torch import fx
 from torch._dynamo.backends.registry import CompilerFn, lookup_backend
 
 from pspfast.rewrite.derived import lift_derived, with_derived
-from pspfast.rewrite.functional import restore_in_place
+from pspfast.rewrite.functional import restore_in_place, write_into_residuals
 from pspfast.rewrite.graph import Graph
 from pspfast.rewrite.libraries import prepare_libraries
 from pspfast.rewrite.report import Report
@@ -60,6 +60,7 @@ def rewrite_and_compile(
         graph.apply(rule)
     restore_in_place(traced.graph, graph.is_inference)
     derived = lift_derived(traced)
+    write_into_residuals(traced.graph)
     traced.graph.lint()
     traced.recompile()
     if derived is None:

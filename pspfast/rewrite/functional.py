@@ -9,7 +9,9 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
 
+from pspfast.ops.common.checks import is_channels_last
 from pspfast.rewrite.facts import arguments, aten, difference, evaluate, regions, storages, value
+from pspfast.rewrite.onednn import CONV2D, CONV2D_
 
 # Marks what the rules put into a graph.
 INSERTED = "pspfast_inserted"
@@ -35,8 +37,7 @@ def remove_nothings(graph: fx.Graph) -> None:
 def make_functional(graph: fx.Graph, mode: FakeTensorMode) -> None:
     """Replaces an in-place operator where its tensor has no other name that is still used, is no
     input, and was made under the same grad mode."""
-    outside = [n for n in graph.nodes if n.op in ("placeholder", "get_attr")]
-    inputs = set().union(*map(storages, outside))
+    inputs = _inputs(graph)
     numbers, _ = regions(graph)
     for node in list(graph.nodes):
         twin = _twin(node)
@@ -79,6 +80,37 @@ def restore_in_place(graph: fx.Graph, is_inference: bool) -> None:
             continue
         if not _has_other_names(graph, node, target, memory):
             node.target = in_place
+
+
+def write_into_residuals(graph: fx.Graph) -> None:
+    """Lets a convolution of inference write its result into the residual where the graph made that
+    and nobody needs it any more: new memory has to be mapped and filled with zeros by the system
+    first, which took longer than the convolution in a ResNet's first stage."""
+    inputs = _inputs(graph)
+    for node in graph.nodes:
+        if node.target is not CONV2D:
+            continue
+        named = arguments(node)
+        target = named.pop("residual")
+        if target is None or not is_channels_last(value(target)):
+            continue
+        memory = storages(target)
+        others = [n for n in named.values() if isinstance(n, fx.Node)]
+        if any(memory & storages(other) for other in others) or memory & inputs:
+            continue
+        is_needed = any(user > node for user in target.users)
+        if is_needed or _has_other_names(graph, node, target, memory):
+            continue
+        with graph.inserting_before(node):
+            graph.call_function(CONV2D_, (target, *named.values()))
+        node.replace_all_uses_with(target)
+        graph.erase_node(node)
+
+
+def _inputs(graph: fx.Graph) -> set[int]:
+    """The memory of inputs and constants."""
+    outside = [n for n in graph.nodes if n.op in ("placeholder", "get_attr")]
+    return set().union(*map(storages, outside))
 
 
 def _twin(node: fx.Node) -> OpOverload | None:

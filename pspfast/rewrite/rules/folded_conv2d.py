@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from pspfast import backends
 from pspfast.ops import upsample_concat_conv2d
 from pspfast.ops.common.checks import is_channels_last
 from pspfast.rewrite.facts import arguments, aten, hint, value
 from pspfast.rewrite.graph import Graph, Unfit
+from pspfast.rewrite.onednn import CONV2D
 from pspfast.rewrite.rules.dilated_conv2d import winograd_dilation
 from pspfast.rewrite.rules.matching import epilogue, only_user
 
@@ -77,17 +77,8 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
         sizes = [named[name] for name in ("stride", "padding", "dilation", "groups")]
         if rest.nodes and _onednn_takes(node):
             matched = [*gone, *rest.nodes]
-            graph.replace(
-                NAME,
-                matched,
-                torch.ops.pspfast.onednn_conv2d.default,
-                named["input"],
-                weight,
-                bias,
-                *sizes,
-                rest.residual,
-                rest.relu,
-            )
+            tensors = (named["input"], weight, bias)
+            graph.replace(NAME, matched, CONV2D, *tensors, *sizes, rest.residual, rest.relu)
         elif len(gone) > 1:
             graph.replace(NAME, gone, aten.conv2d.default, named["input"], weight, bias, *sizes)
 
@@ -166,53 +157,6 @@ def _onednn_takes(node: fx.Node) -> bool:
         and is_channels_last(out)
         and torch.backends.mkldnn.is_available()
     )
-
-
-@torch.library.custom_op("pspfast::onednn_conv2d", mutates_args=())
-def onednn_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    residual: Tensor | None,
-    relu: bool,
-) -> Tensor:
-    """``relu(conv2d(x, …) + residual)``, channels_last: torch's operators of oneDNN, of which it
-    has no fakes."""
-    # They take a size for each axis.
-    sizes = [list(s) * (2 // len(s)) for s in (padding, stride, dilation)]
-    unary = "relu" if relu else "none"
-    op = torch.ops.mkldnn._convolution_pointwise
-    x = x.contiguous(memory_format=torch.channels_last)
-    if residual is None:
-        return op.default(x, weight, bias, *sizes, groups, unary, [], "")
-    residual = residual.contiguous(memory_format=torch.channels_last)
-    last: tuple[Any, ...] = (groups, "add", 1.0, "relu" if relu else None, [], None)
-    return op.binary(x, residual, weight, bias, *sizes, *last)
-
-
-@onednn_conv2d.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    residual: Tensor | None,
-    relu: bool,
-) -> Tensor:
-    out = torch.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return out.contiguous(memory_format=torch.channels_last)
-
-
-@register_flop_formula(torch.ops.pspfast.onednn_conv2d)
-def _flops(x: list[int], weight: list[int], *args: Any, out_shape: list[int], **kwargs: Any) -> int:
-    return conv_flop_count(x, weight, out_shape)
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
