@@ -1,5 +1,6 @@
 """In-place operators become ordinary ones where nothing can see the difference, so that rules find
-one form of each; what no rule touched becomes in-place again at the end."""
+one form of each; what no rule touched becomes in-place again at the end, and convolutions that add
+a residual become so."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ _DROPOUTS = (
     aten.feature_dropout.default,
     aten.feature_dropout_.default,
 )
+_CONVOLUTIONS = (aten.conv2d.default, CONV2D, CONV2D_)
 
 
 def remove_nothings(graph: fx.Graph) -> None:
@@ -37,7 +39,8 @@ def remove_nothings(graph: fx.Graph) -> None:
 def make_functional(graph: fx.Graph, mode: FakeTensorMode) -> None:
     """Replaces an in-place operator where its tensor has no other name that is still used, is no
     input, and was made under the same grad mode."""
-    inputs = _inputs(graph)
+    outside = [n for n in graph.nodes if n.op in ("placeholder", "get_attr")]
+    inputs = set().union(*map(storages, outside))
     numbers, _ = regions(graph)
     for node in list(graph.nodes):
         twin = _twin(node)
@@ -83,34 +86,28 @@ def restore_in_place(graph: fx.Graph, is_inference: bool) -> None:
 
 
 def write_into_residuals(graph: fx.Graph) -> None:
-    """Lets a convolution of inference write its result into the residual where the graph made that
-    and nobody needs it any more: new memory has to be mapped and filled with zeros by the system
-    first, which took longer than the convolution in a ResNet's first stage."""
-    inputs = _inputs(graph)
-    for node in graph.nodes:
+    """Lets a convolution of inference write its result into the residual where that is another's
+    result and nobody needs it any more: new memory has to be mapped and filled with zeros by the
+    system first, which took longer than the convolution in a ResNet's first stage.
+
+    A convolution's result is always new memory, and those that read it keep no part of it. Nothing
+    else is let near: whether ``contiguous`` copies can be decided otherwise when the graph runs.
+    """
+    for node in list(graph.nodes):
         if node.target is not CONV2D:
             continue
         named = arguments(node)
         target = named.pop("residual")
-        if target is None or not is_channels_last(value(target)):
+        if target is None or target.target not in _CONVOLUTIONS or target in named.values():
             continue
-        memory = storages(target)
-        others = [n for n in named.values() if isinstance(n, fx.Node)]
-        if any(memory & storages(other) for other in others) or memory & inputs:
+        if any(user.target not in _CONVOLUTIONS or user > node for user in target.users):
             continue
-        is_needed = any(user > node for user in target.users)
-        if is_needed or _has_other_names(graph, node, target, memory):
+        if not is_channels_last(value(target)):
             continue
         with graph.inserting_before(node):
             graph.call_function(CONV2D_, (target, *named.values()))
         node.replace_all_uses_with(target)
         graph.erase_node(node)
-
-
-def _inputs(graph: fx.Graph) -> set[int]:
-    """The memory of inputs and constants."""
-    outside = [n for n in graph.nodes if n.op in ("placeholder", "get_attr")]
-    return set().union(*map(storages, outside))
 
 
 def _twin(node: fx.Node) -> OpOverload | None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from randomised import randomised
-from rewriting import rewritten, same
+from rewriting import relative, rewritten, same
 from torch import Tensor, fx, nn
+from torch._dynamo.backends.registry import lookup_backend
 from torch.utils.flop_counter import FlopCounterMode
 
 from pspfast.rewrite.onednn import CONV2D, CONV2D_
@@ -20,9 +21,9 @@ from pspfast.rewrite.onednn import CONV2D, CONV2D_
 class Block(nn.Module):
     """A bottleneck's last convolution with what follows it; ``shortcut`` makes the residual."""
 
-    def __init__(self, shortcut: Callable[[Tensor], Any] = torch.sin, groups: int = 1) -> None:
+    def __init__(self, shortcut: Callable[[Tensor], Any] | None = None, groups: int = 1) -> None:
         super().__init__()
-        self.shortcut = shortcut
+        self.shortcut = shortcut or nn.Conv2d(8, 8, 1)
         self.conv = nn.Conv2d(8, 8, 1, groups=groups)
         self.norm = nn.BatchNorm2d(8)
 
@@ -47,7 +48,7 @@ def convolutions(model: nn.Module, *inputs: Tensor, rest: Any = None, **options:
         forms.extend(names[n.target] for n in module.graph.nodes if n.target in names)
         if rest is None:
             return module.forward
-        return torch._dynamo.lookup_backend(rest)(module, example_inputs)
+        return lookup_backend(rest)(module, example_inputs)
 
     model = randomised(model).eval()
     compiled, _ = rewritten(model, keep, **options)
@@ -72,7 +73,7 @@ def test_blocks_in_a_row(rest: Any) -> None:
 
     class Residual(Block):
         def forward(self, x: Tensor) -> Tensor:
-            return self.last(torch.sin(x), x)
+            return self.last(torch.sin(self.shortcut(x)), x)
 
     model = nn.Sequential(Residual(), Residual(), Residual())
     forms = convolutions(model, channels_last(), rest=rest)
@@ -100,6 +101,12 @@ class ReadLater(Block):
         return self.last(x, residual), residual.mean()
 
 
+class ReadLaterByAConvolution(Block):
+    def forward(self, x: Tensor) -> Any:
+        residual = self.shortcut(x)
+        return self.last(x, residual), self.shortcut(residual)
+
+
 class Returned(Block):
     def forward(self, x: Tensor) -> Any:
         residual = self.shortcut(x)
@@ -115,20 +122,29 @@ class ViewRead(Block):
 
 class PartOfAnother(Block):
     def forward(self, x: Tensor) -> Any:
-        whole = torch.sin(torch.cat([x, x]))
+        whole = self.shortcut(torch.cat([x, x]))
         return self.last(x, whole[: x.shape[0]]), whole.mean()
 
 
 class ItsOwnInput(Block):
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.sin(x)
+        x = self.shortcut(x)
         return self.last(x, x)
 
 
 class ItsInputInPart(Block):
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.sin(x)
+        x = self.shortcut(x)
         return self.last(x[:], x)
+
+
+class CopiedOrNot(Block):
+    """Whether it is, is known when the graph runs."""
+
+    def forward(self, x: Tensor) -> Any:
+        residual = self.shortcut(x)
+        copy = residual.contiguous(memory_format=torch.channels_last)
+        return self.last(x, copy), residual.mean()
 
 
 class Constant(Block):
@@ -145,23 +161,50 @@ class Constant(Block):
     "model",
     [
         Block(lambda x: x),
-        Block(lambda x: x.permute(0, 1, 3, 2).permute(0, 1, 3, 2)),
+        Block(torch.sin),
         Constant(),
         ReadLater(),
+        ReadLaterByAConvolution(),
         Returned(),
         ViewRead(),
         PartOfAnother(),
         ItsOwnInput(),
         ItsInputInPart(),
+        CopiedOrNot(),
     ],
     ids=lambda model: type(model).__name__,
 )
-def test_memory_that_is_needed_stays(model: nn.Module, rest: Any) -> None:
+def test_memory_that_is_not_its_own_stays(model: nn.Module, rest: Any) -> None:
     assert convolutions(model, channels_last(), rest=rest) == ["new"]
 
 
+@pytest.mark.parametrize("rest", [None, "inductor"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda y: y[:, :4],
+        lambda y: y.detach(),
+        lambda y: y.permute(0, 2, 3, 1),
+        lambda y: y.flatten(2),
+        lambda y: y.chunk(2, 1)[1],
+        lambda y: y.contiguous(memory_format=torch.channels_last),
+    ],
+)
+def test_a_view_of_a_result_in_place(view: Callable[[Tensor], Tensor], rest: Any) -> None:
+    """The next block's residual is that result, and has the first residual's memory."""
+
+    class Two(Block):
+        def forward(self, x: Tensor) -> Any:
+            first = self.last(x, self.shortcut(x))
+            kept = view(first)
+            return self.last(x, first), kept.mean((0, 1))
+
+    assert convolutions(Two(), channels_last(), rest=rest) == ["in place", "new"]
+
+
 def test_another_memory_format_stays() -> None:
-    model = Block(lambda x: torch.sin(x).contiguous())
+    conv = nn.Conv2d(8, 8, 1)
+    model = Block(lambda x: conv(x.contiguous()))
     assert convolutions(model, channels_last()) == ["new"]
 
 
@@ -186,7 +229,26 @@ def test_flops_are_counted() -> None:
     compiled, _ = rewritten(model)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         compiled(x)
-    assert counter.get_total_flops() == 2 * 8 * x.numel()
+    # Two convolutions of eight channels.
+    assert counter.get_total_flops() == 2 * 2 * 8 * x.numel()
+
+
+def test_sizes_that_change() -> None:
+    """With a map of one pixel, whose memory format is any."""
+
+    class Padded(Block):
+        def forward(self, x: Tensor) -> Any:
+            residual = F.pad(self.norm(self.shortcut(x)), (1, 1, 1, 1))
+            copy = residual.contiguous(memory_format=torch.channels_last)
+            return self.last(F.pad(x, (1, 1, 1, 1)), copy), residual
+
+    model = randomised(Padded()).eval().to(memory_format=torch.channels_last)
+    compiled, _ = rewritten(model)
+    for size in ((12, 12), (17, 9), (5, 31), (1, 1)):
+        x = channels_last(size)
+        with torch.no_grad():
+            for ours, eager in zip(compiled(x), model(x), strict=True):
+                assert relative(ours, eager) < 1e-5
 
 
 def test_tensors_of_inference_mode() -> None:
