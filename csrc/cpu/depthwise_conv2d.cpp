@@ -18,7 +18,7 @@ constexpr int64_t kLanes = baseline::kLanes;
 template <class T>
 using Acc = baseline::Acc<T>;
 
-// Rows whose taps meet follow each other: a row of x is read d rows before it is, at it, and d rows after it.
+// Taps lie d rows apart: rows of one phase, which share rows of x, follow each other.
 std::vector<int64_t> rows_by_phase(int64_t height, int64_t dilation) {
   std::vector<int64_t> rows;
   for (int64_t phase = 0; phase < std::min(dilation, height); ++phase) {
