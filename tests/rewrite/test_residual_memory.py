@@ -84,8 +84,8 @@ def test_blocks_in_a_row(rest: Any) -> None:
 @pytest.mark.parametrize("rest", [None, "inductor"])
 def test_symbolic_sizes(rest: Any) -> None:
     forms = convolutions(Block(), channels_last(), rest=rest, dynamic=True)
-    # torch 2.11 does not know the memory format of results of symbolic sizes. Of others there may be
-    # two: Dynamo begins anew for numbers that Inductor makes tensors of.
+    # torch 2.11 does not know the memory format of results of symbolic sizes. Others may make two
+    # graphs: Dynamo begins anew for numbers that Inductor makes tensors of.
     if TORCH > (2, 11):
         assert set(forms) == {"in place"}
 
