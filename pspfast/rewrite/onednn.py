@@ -35,19 +35,9 @@ def onednn_conv2d(
 
 
 @onednn_conv2d.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    residual: Tensor | None,
-    relu: bool,
-) -> Tensor:
-    out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return out.contiguous(memory_format=_LAST)
+def _(*arguments: Any) -> Tensor:
+    *of_conv2d, _, _ = arguments
+    return F.conv2d(*of_conv2d).contiguous(memory_format=_LAST)
 
 
 @torch.library.custom_op("pspfast::onednn_conv2d_", mutates_args=("residual",))

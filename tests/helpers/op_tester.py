@@ -1,13 +1,12 @@
 """What every op promises, tested once. A subclass named Test… says which op and on which inputs."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from instruction_sets import assert_passes_at, at_lower_isas
 from torch import Tensor
 
 import pspfast
@@ -27,26 +26,6 @@ with_reference = pytest.mark.parametrize(
     "implementation", ["reference", *IMPLEMENTATIONS], indirect=True
 )
 
-
-# What ATEN_CPU_CAPABILITY chooses from when torch starts.
-ISAS = ["default", "avx2", "avx512"]
-_own = torch.backends.cpu.get_cpu_capability().lower()
-_own_isa = ISAS.index(_own) if _own in ISAS else 0
-
-
-def _at_isas(count: int, reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "isa",
-        [
-            pytest.param(isa, marks=pytest.mark.skipif(i >= count, reason=reason))
-            for i, isa in enumerate(ISAS)
-        ],
-    )
-
-
-# torch would take the processor to have what it lacks.
-at_every_isa = _at_isas(_own_isa + 1, "the processor has no such vectors")
-at_lower_isas = _at_isas(_own_isa, "that of the other tests, or none of this processor's")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -270,16 +249,9 @@ class OpTester:
 
     @at_lower_isas
     def test_lower_isas(self, isa: str) -> None:
-        """In processes of their own: torch picks the instruction set once, at start-up."""
         name = "test_no_less_exact_than_eager"
         test = f"{sys.modules[type(self).__module__].__file__}::{type(self).__name__}::{name}"
-        result = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--no-header", "-k", "cpu", test],
-            env=os.environ | {"ATEN_CPU_CAPABILITY": isa},
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
+        assert_passes_at(isa, "-k", "cpu", test)
 
     def test_reference_backend(self) -> None:
         for values, args in self.runs():

@@ -1,20 +1,12 @@
 """Labels where logits are NaN: as torch.argmax has it, the first class that is NaN."""
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from op_tester import (
-    DTYPES,
-    LAYOUTS,
-    at_lower_isas,
-    skip_float64_on_a_gpu,
-    with_reference,
-)
+from instruction_sets import assert_passes_at, at_lower_isas
+from op_tester import DTYPES, LAYOUTS, skip_float64_on_a_gpu, with_reference
 from torch import Tensor
 
 from pspfast.ops import upsample_argmax, upsample_cross_entropy
@@ -132,12 +124,5 @@ def test_loss_and_gradient_do_not_depend_on_labels(device: torch.device) -> None
 
 @at_lower_isas
 def test_lower_isas(isa: str) -> None:
-    """In processes of their own: torch picks the instruction set once, at start-up."""
     tests = [f"{__file__}::{name}" for name in ("test_class_of_nan", "test_some_logits_are_nan")]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "-k", "cpu", *tests],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": isa},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert_passes_at(isa, "-k", "cpu", *tests)

@@ -1,9 +1,5 @@
 """The operator behind wide depthwise convolutions in inference; it has no gradients."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_tester import DTYPES, LAYOUTS, at_lower_isas, strides_of
+from instruction_sets import assert_passes_at, at_lower_isas
+from op_tester import DTYPES, LAYOUTS, strides_of
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,14 +65,7 @@ def test_is_the_convolution(case: tuple[int, ...], dtype: torch.dtype, layout: A
 
 @at_lower_isas
 def test_lower_isas(isa: str) -> None:
-    """In processes of their own: torch picks the instruction set once, at start-up."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "test_is_the_convolution", Path(__file__)],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": isa},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert_passes_at(isa, f"{__file__}::test_is_the_convolution")
 
 
 @settings(

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_tester import OpTester, assert_close, at_every_isa, exact_dtype, with_reference
+from instruction_sets import at_every_isa
+from op_tester import OpTester, assert_close, exact_dtype, with_reference
 from torch import Tensor
 
 from pspfast.ops import pyramid_pool

@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -8,15 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_tester import (
-    DTYPES,
-    LAYOUTS,
-    OpTester,
-    at_lower_isas,
-    exact_dtype,
-    skip_float64_on_a_gpu,
-    with_reference,
-)
+from instruction_sets import assert_passes_at, at_lower_isas
+from op_tester import DTYPES, LAYOUTS, OpTester, exact_dtype, skip_float64_on_a_gpu, with_reference
 from torch import Tensor
 
 from pspfast.ops import upsample_argmax, upsample_softmax
@@ -79,15 +69,8 @@ def test_softmax(
 
 @at_lower_isas
 def test_lower_isas(isa: str) -> None:
-    """In processes of their own: torch picks the instruction set once, at start-up."""
     tests = [f"{__file__}::{name}" for name in ("test_argmax", "test_softmax")]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "-k", "cpu", *tests],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": isa},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert_passes_at(isa, "-k", "cpu", *tests)
 
 
 @settings(

@@ -21,6 +21,7 @@ from pspfast.ops.common.checks import autocast, is_autocast
 from pspfast.ops.dilated_conv2d import gradients
 from pspfast.rewrite.facts import arguments, aten, hint, value
 from pspfast.rewrite.graph import Graph, Unfit
+from pspfast.rewrite.rules.matching import same_size_dilation
 
 NAME = "dilated_conv2d"
 TARGETS = (aten.conv2d.default,)
@@ -70,12 +71,5 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, dilation: int) -> 
 def winograd_dilation(node: fx.Node) -> int | None:
     """The dilation of a 3×3 convolution of stride 1 whose padding it is, without groups."""
     named = arguments(node)
-    d = named["dilation"][0]
-    is_fit = (
-        value(named["input"]).dim() == 4
-        and tuple(value(named["weight"]).shape[2:]) == (3, 3)
-        and named["groups"] == 1
-        and all(s == 1 for s in named["stride"])
-        and all(p == d for p in (*named["padding"], *named["dilation"]))
-    )
-    return d if is_fit else None
+    is_fit = tuple(value(named["weight"]).shape[2:]) == (3, 3) and named["groups"] == 1
+    return same_size_dilation(node) if is_fit else None

@@ -23,7 +23,7 @@ from pspfast.rewrite.facts import arguments, aten, hint, value
 from pspfast.rewrite.graph import Graph, Unfit
 from pspfast.rewrite.onednn import CONV2D
 from pspfast.rewrite.rules.dilated_conv2d import winograd_dilation
-from pspfast.rewrite.rules.matching import epilogue, only_user
+from pspfast.rewrite.rules.matching import epilogue, only_user, same_size_dilation
 
 NAME = "folded_conv2d"
 TARGETS = (aten.conv2d.default, upsample_concat_conv2d)
@@ -68,10 +68,9 @@ def rewrite(graph: Graph, node: fx.Node) -> None:
         graph.replace(NAME, [*gone, *rest.nodes], op, named["input"], transformed, *arguments_)
     elif (dilation := _depthwise_dilation(node)) is not None:
         relu = _relu_after(gone[-1])
-        matched = [*gone, relu] if relu else gone
         op = torch.ops.pspfast.depthwise_conv2d.default
-        is_relu = relu is not None
-        graph.replace(NAME, matched, op, named["input"], weight, bias, dilation, is_relu)
+        tensors = (named["input"], weight, bias)
+        graph.replace(NAME, [*gone, *relu], op, *tensors, dilation, bool(relu))
     else:
         rest = epilogue(gone[-1])
         sizes = [named[name] for name in ("stride", "padding", "dilation", "groups")]
@@ -103,17 +102,18 @@ def _folded(
 def _fusion(graph: Graph, gone: list[fx.Node], weight: Any, bias: Any) -> None:
     node = gone[0]
     relu = _relu_after(gone[-1])
-    matched = [*gone, relu] if relu else gone
+    matched = [*gone, *relu]
     if len(matched) == 1:
         return
-    options = dict(node.kwargs) | {"bias": bias, "relu": relu is not None}
+    options = dict(node.kwargs) | {"bias": bias, "relu": bool(relu)}
     maps, _, size = node.args
     graph.replace(NAME, matched, upsample_concat_conv2d, maps, weight, size, **options)
 
 
-def _relu_after(node: fx.Node) -> fx.Node | None:
+def _relu_after(node: fx.Node) -> list[fx.Node]:
+    """The ReLU that alone reads it, if there is one."""
     user = only_user(node)
-    return user if user is not None and user.target is aten.relu.default else None
+    return [user] if user is not None and user.target is aten.relu.default else []
 
 
 def _winograd_dilation(node: fx.Node) -> int | None:
@@ -131,22 +131,16 @@ def _winograd_dilation(node: fx.Node) -> int | None:
 
 
 def _depthwise_dilation(node: fx.Node) -> int | None:
-    """The dilation of a depthwise convolution of k×k taps, k odd, and stride 1 that keeps the size
-    of its map, where oneDNN has no depthwise kernel."""
-    named = arguments(node)
-    weight, d = value(named["weight"]), named["dilation"][0]
-    size = weight.shape[2]
-    padding = d * (size // 2)
-    is_depthwise = (
-        tuple(weight.shape) == (named["groups"], 1, size, size)
-        and size % 2 == 1
-        and all(s == 1 for s in named["stride"])
-        and all(p == padding for p in named["padding"])
-        and all(other == d for other in named["dilation"])
-    )
-    has_kernel = backends.default("cpu") == "cpu" and _onednn_takes(node)
+    """The dilation of a depthwise convolution that keeps the size of its map, where oneDNN has no
+    depthwise kernel."""
+    named, d = arguments(node), same_size_dilation(node)
+    weight = value(named["weight"])
+    if d is None or tuple(weight.shape[:2]) != (named["groups"], 1):
+        return None
+    if backends.default("cpu") != "cpu" or not _onednn_takes(node):
+        return None
     widest = _WIDEST_PADDING.get(torch.backends.cpu.get_cpu_capability())
-    return d if is_depthwise and has_kernel and widest is not None and padding > widest else None
+    return d if widest is not None and named["padding"][0] > widest else None
 
 
 def _onednn_takes(node: fx.Node) -> bool:

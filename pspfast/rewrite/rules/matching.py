@@ -153,6 +153,23 @@ def same_size(a: Tensor, b: Tensor) -> bool:
     return same(a.shape[2], b.shape[2]) and same(a.shape[3], b.shape[3])
 
 
+def same_size_dilation(node: fx.Node) -> int | None:
+    """The dilation of a convolution of k×k taps, k odd, and stride 1 that keeps the size of its map
+    ``[N, C, H, W]``."""
+    named = arguments(node)
+    weight, d = value(named["weight"]), named["dilation"][0]
+    k = weight.shape[2]
+    is_fit = (
+        value(named["input"]).dim() == 4
+        and weight.shape[3] == k
+        and k % 2 == 1
+        and all(s == 1 for s in named["stride"])
+        and all(p == d * (k // 2) for p in named["padding"])
+        and all(other == d for other in named["dilation"])
+    )
+    return d if is_fit else None
+
+
 class Epilogue(NamedTuple):
     """``relu(node + residual)``, of which either may be missing: its nodes in order, none if both
     are."""
