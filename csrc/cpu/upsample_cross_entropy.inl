@@ -1,4 +1,5 @@
 // Loops of upsample_cross_entropy on one thread, included once per instruction set.
+#include "exp_log.inl"
 #include "upsample.inl"
 
 // What stands for targets that are no classes.

@@ -1,4 +1,5 @@
 // Loops of upsample_softmax on one thread, included once per instruction set.
+#include "exp_log.inl"
 #include "upsample.inl"
 
 constexpr int32_t kReversed[kLanes] = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
